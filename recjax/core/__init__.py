@@ -1,0 +1,1 @@
+"""The engine: configuration, sharding, state, steps, checkpoints. It knows no recommender words."""

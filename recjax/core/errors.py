@@ -1,0 +1,58 @@
+"""Errors a user can act on.
+
+Every mistake a user can make ends in one `RecjaxError`: what is wrong, where, what was expected and how to mend
+it. The command line prints the message without a traceback and exits with status 2 (`--debug` shows the
+traceback). Programming errors stay ordinary Python exceptions. This module imports nothing, so that the commands
+can report a mistake before any heavy import.
+"""
+
+
+class RecjaxError(Exception):
+    """One clear message: `what` is wrong, `where`, what was `expected` and how to `mend` it."""
+
+    def __init__(self, what: str, *, where: str = "", expected: str = "", mend: str = "") -> None:
+        self.what, self.where, self.expected, self.mend = what, where, expected, mend
+        lines = [what]
+        if where:
+            lines.append(f"  where:    {where}")
+        if expected:
+            lines.append(f"  expected: {expected}")
+        if mend:
+            lines.append(f"  mend:     {mend}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(RecjaxError):
+    """A recipe, macro, binding or flag that cannot be used."""
+
+
+class DataError(RecjaxError):
+    """A data directory, file, column or row that cannot be used."""
+
+
+class ExamplesError(RecjaxError):
+    """Prepared examples that are missing, damaged or made for something else."""
+
+
+class MeshError(RecjaxError):
+    """A mesh or sharding that does not fit the devices or the batch."""
+
+
+class CheckpointError(RecjaxError):
+    """A checkpoint that is missing, damaged or belongs to another model or vocabulary."""
+
+
+class TrainingError(RecjaxError):
+    """Training that cannot go on, such as a loss that is not a number."""
+
+
+class BundleError(RecjaxError):
+    """An exported bundle that is missing, damaged or of another version."""
+
+
+class RequestError(RecjaxError):
+    """A serving request that cannot be answered; `status` is the HTTP status code."""
+
+    def __init__(self, what: str, *, status: int = 422, where: str = "", expected: str = "", mend: str = "") -> None:
+        self.status = status
+        super().__init__(what, where=where, expected=expected, mend=mend)

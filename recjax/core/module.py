@@ -1,0 +1,111 @@
+"""The only file that touches flax state.
+
+Layers are `nnx.Module`s; outside a layer, parameters are a plain nested dict of arrays (`Params`) and a model is a
+pure function of it. Nothing stateful lives in a module: dropout keys are arguments of the call, so no random state
+is ever part of a checkpoint.
+
+Every parameter is made by `param`, which gives each dimension a logical axis name (`recjax.core.sharding` maps the
+names to mesh axes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Params = dict[str, Any]
+Module = nnx.Module
+Rngs = nnx.Rngs
+Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+
+_AXES = "logical_axes"
+
+
+def param(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Initializer, dtype: Any = jnp.float32
+) -> nnx.Param:
+    """A trainable array of `shape`, whose dimensions carry the logical names `axes`."""
+    if len(shape) != len(axes):
+        raise ValueError(f"{len(shape)} dimensions but {len(axes)} axis names: {shape}, {axes}")
+    return nnx.Param(init(rngs.params(), shape, dtype), **{_AXES: axes})
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`count` copies of a layer in one module whose parameters have a leading `layers` dimension."""
+
+    def params_of(key: jax.Array) -> nnx.State:
+        return nnx.state(make(nnx.Rngs(params=key)))
+
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))
+    module = nnx.merge(graph, jax.vmap(params_of)(jax.random.split(rngs.params(), count)))
+    for _, variable in nnx.iter_graph(module):
+        if isinstance(variable, nnx.Param):
+            variable.set_metadata(**{_AXES: ("layers", *variable.get_metadata(_AXES))})
+    return module
+
+
+def scan(
+    layers: nnx.Module,
+    call: Callable[[Any, Any, Any], Any],
+    carry: Any,
+    per_layer: Any,
+    *,
+    remat: bool = False,
+    unroll: bool = False,
+) -> Any:
+    """Fold `carry = call(layer, carry, x)` over a module made by `stack`, `x` running over the rows of `per_layer`.
+
+    `remat` recomputes each layer in the backward pass; `unroll` writes the layers out one after another, which
+    compiles slower and runs faster for the few layers of a small model.
+    """
+    graph, state = nnx.split(layers)
+
+    def body(carry: Any, xs: Any) -> tuple[Any, None]:
+        layer_state, x = xs
+        return call(nnx.merge(graph, layer_state), carry, x), None
+
+    if remat:
+        body = jax.checkpoint(body, prevent_cse=unroll)
+    carry, _ = jax.lax.scan(body, carry, (state, per_layer), unroll=unroll)
+    return carry
+
+
+class Functional:
+    """A module class and its arguments as pure functions of a parameter dict."""
+
+    def __init__(self, make: Callable[..., nnx.Module]) -> None:
+        """`make(rngs=...)` builds the module."""
+        self._make = make
+        template = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=0)))
+        self._graph, state = nnx.split(template, nnx.Param)
+        self._treedef_state = state
+        self.axes: Params = _to_dict(state, lambda variable: tuple(variable.get_metadata(_AXES)))
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters; deterministic in `key`."""
+        return nnx.to_pure_dict(nnx.state(self._make(rngs=nnx.Rngs(params=key)), nnx.Param))
+
+    def apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        """Call the module with `params` in place of its own."""
+        return self.bind(params)(*args, **kwargs)
+
+    def bind(self, params: Params) -> nnx.Module:
+        """The module with `params`, for calling something other than `__call__`."""
+        state = jax.tree.map(lambda x: x, self._treedef_state)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self._graph, state)
+
+
+def _to_dict(state: Any, read: Callable[[Any], Any]) -> Params:
+    """A nested dict with `read(variable)` at every variable of `state`."""
+    out: Params = {}
+    for path, variable in nnx.to_flat_state(state):
+        node = out
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = read(variable)
+    return out

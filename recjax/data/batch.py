@@ -1,0 +1,46 @@
+"""The Batch contract: one flat dict of arrays, with a closed list of field names.
+
+Every producer (pipeline, server, notebook) makes these fields and every consumer (model, objective, metric) looks
+them up by name. The first dimension is always the batch row b. Row 0 of a vocabulary is padding; whatever is padded
+carries weight 0.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+PAD = 0
+
+Batch = dict[str, np.ndarray]
+
+FIELDS: dict[str, str] = {
+    "history_ids": "int32 [b, l]: item rows, oldest first, 0 where padded; several examples may share a row",
+    "history_time": "int64 [b, l]: seconds since 1970, 0 where padded or unknown",
+    "positions": "int32 [b, l]: position inside its own example, restarting at 0 for each packed example",
+    "segment_ids": "int32 [b, l]: 1, 2, ... for the examples packed into a row, 0 where padded",
+    "target_ids": "int32 [b, l]: the item to be predicted at each position, 0 where there is none",
+    "weight": "float32 [b, l]: weight of each target in the loss, 0 where there is none",
+    "label_ids": "int32 [b]: the held-out item of an evaluation row, 0 in rows added to fill the batch",
+    "seen_ids": "int32 [b, n]: items the user already had, 0 where padded; not to be recommended again",
+    "user_index": "int64 [b]: number of the user in the prepared examples, -1 in rows added to fill the batch",
+    "row_weight": "float32 [b]: 1, or 0 in rows added to fill the batch",
+    "tokens": "int32 [b, t]: text tokens",
+    "domain": "int32 [b]",
+    "negatives": "int32 [b, l, n]: item rows drawn as negatives on the host",
+}
+FAMILIES = ("field", "label", "teacher")
+_FAMILY = re.compile(rf"({'|'.join(FAMILIES)})/[\w.-]+")
+
+
+def check_fields(batch: Batch) -> None:
+    """Raise `ValueError` for a field name outside the contract (`field/x`, `label/x`, `teacher/x` are families)."""
+    unknown = [k for k in batch if k not in FIELDS and not _FAMILY.fullmatch(k)]
+    if unknown:
+        raise ValueError(f"fields outside the Batch contract: {unknown}")
+
+
+def real_tokens(batch: Batch) -> int:
+    """Number of positions that carry a training target."""
+    return int(np.count_nonzero(batch["weight"]))
