@@ -1,0 +1,27 @@
+"""What every test runs under: a CPU split into eight simulated devices, strict ranks, and caches of its own.
+
+The variables are set before jax is first imported and are inherited by the processes that tests start.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["MPLBACKEND"] = "agg"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def recjax_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prepared-examples cache of this test run, shared by its workers: what one prepares, the others read."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "recjax-cache"
+    cache.mkdir(exist_ok=True)
+    os.environ["RECJAX_CACHE"] = str(cache)
+    return cache
