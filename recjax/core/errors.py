@@ -46,6 +46,10 @@ class TrainingError(RecjaxError):
     """Training that cannot go on, such as a loss that is not a number."""
 
 
+class ArtifactError(RecjaxError):
+    """An artifact (arrays passed between stages) that is missing, damaged or made for something else."""
+
+
 class BundleError(RecjaxError):
     """An exported bundle that is missing, damaged or of another version."""
 
