@@ -1,0 +1,124 @@
+"""The data directory a user brings: interactions, and optionally items, users, queries, relevance and vectors.
+
+`DataDir` names the folder and maps its column names; `load` reads it into `Tables` or raises one `DataError` that
+says what is wrong, where, and how to mend it. `read_tables` does the work for both `load` and `check`: it never
+stops at the first problem. What it refuses to do: drop rows, repair values, or merge duplicates. Odd but usable
+things (repeated rows, interactions with items that the catalogue lacks) are kept and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from recjax.data.problems import Findings
+from recjax.data.reader import NEEDED, TABLES, Reader
+from recjax.data.relations import align_ids, check_unique, count_unknown
+from recjax.data.simulate import World
+from recjax.data.tables import TIE_RULE, Tables
+from recjax.data.vectors import read_vectors
+
+__all__ = ["TIE_RULE", "DataDir", "Tables", "World", "read_tables"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataDir:
+    """A folder of tables, or the simulated world when `path` is empty.
+
+    `columns` maps a recjax name to the name in the files, {"item_id": "movieId"}; it holds for every table that has
+    such a column. {"items.title": "name"} holds for one table only.
+    """
+
+    path: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    simulate: World = field(default_factory=World)
+
+    def load(self) -> Tables:
+        """Read everything. Raises `DataError` for the first thing that cannot be used."""
+        if not self.path:
+            return self.simulate.tables()
+        found = Findings()
+        tables = read_tables(self.path, self.columns, found)
+        found.raise_first()
+        assert tables is not None
+        return tables
+
+
+def read_tables(path: str, columns: Mapping[str, str], found: Findings) -> Tables | None:
+    """Read a data directory, adding every problem and note to `found`; None when there are errors."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        what = "the data directory is a file, not a folder" if folder.exists() else "there is no such data directory"
+        mend = "give the folder that holds interactions.parquet (or .csv)"
+        found.error(str(folder), what, expected="a folder", mend=mend)
+        return None
+    reader = Reader(folder, dict(columns), found)
+    frames = {name: reader.table(name) for name in TABLES}
+    reader.check_mapping()
+    vectors = read_vectors(folder, found, reader)
+    align_ids(frames, reader, found)
+    if frames["interactions"] is not None:
+        frames["interactions"] = _sort(frames["interactions"], reader, found)
+    for name in ("items", "users", "queries"):
+        check_unique(frames[name], NEEDED[name][0], reader.file(name), found)
+    count_unknown(frames, reader, found)
+    if found.errors or frames["interactions"] is None:
+        return None
+    warnings = tuple(f"{p.where}: {p.what}" for p in found.problems)
+    rest = {name: frames[name] for name in TABLES[1:]}
+    hash_ = _hash(reader.read_paths, columns)
+    return Tables(
+        interactions=frames["interactions"],
+        **rest,
+        vectors=vectors,
+        source_hash=hash_,
+        notes=tuple(found.notes),
+        warnings=warnings,
+    )
+
+
+def _sort(frame: pl.DataFrame, reader: Reader, found: Findings) -> pl.DataFrame:
+    """Sort by user, time, position, place in the file; add `order`; turn times into seconds."""
+    keys = [c for c in ("timestamp", "position") if c in frame.columns]
+    file, n = reader.file("interactions"), frame.height
+    _count_repeats(frame, keys, file, found)
+    frame = frame.sort(["user_id", *keys], maintain_order=True)
+    if keys:
+        same = (
+            (pl.col("user_id") == pl.col("user_id").shift(1)) & (pl.col(keys[0]) == pl.col(keys[0]).shift(1))
+        ).fill_null(False)
+        tied = frame.select((same | same.shift(-1).fill_null(False)).sum()).item()
+        rule = "".join(f"{k}, then " for k in keys[1:]) + TIE_RULE
+        share = f"{tied:,} of {n:,} events ({tied / n:.1%})"
+        found.note(
+            f"order of events: by {keys[0]}, which {share} share with another event of the same user; ties by {rule}"
+        )
+    if "timestamp" in keys:
+        frame = frame.with_columns(pl.col("timestamp").floordiv(reader.ticks))
+    return frame.drop("order", strict=False).with_columns(order=pl.int_range(pl.len(), dtype=pl.Int64).over("user_id"))
+
+
+def _count_repeats(frame: pl.DataFrame, keys: list[str], file: str, found: Findings) -> None:
+    same = [c for c in ("user_id", "item_id", *keys, "event", "query", "query_id") if c in frame.columns]
+    repeated = frame.height - frame.select(same).n_unique()
+    if repeated:
+        found.warn(
+            file,
+            f"{repeated:,} of {frame.height:,} events repeat an earlier one exactly; they are kept",
+            row=int(frame.select(~pl.struct(same).is_first_distinct()).to_series().arg_true()[0]) + 1,
+            mend="nothing to do if they are real; else write each event once",
+        )
+
+
+def _hash(paths: list[Path], columns: Mapping[str, str]) -> str:
+    """SHA-256 of the names and bytes of all files read, and of the column mapping."""
+    digest = hashlib.sha256(repr(sorted(columns.items())).encode())
+    for path in paths:
+        digest.update(f"\n{path.name}\n".encode())
+        with path.open("rb") as f:
+            digest.update(hashlib.file_digest(f, "sha256").digest())
+    return digest.hexdigest()
