@@ -1,0 +1,191 @@
+"""Optimisers as data: one frozen config becomes one optax transformation.
+
+All arithmetic is optax's; this file says which parameters it applies to (groups and decay masks by path), in what
+order, and adds an average of the weights that evaluation reads. (`core.switch` adds a change from one optimiser to
+another.) Parameters are named by their path, joined by "/", as in "blocks/ffn/up"; patterns are regular expressions
+that may match anywhere in it.
+
+Weight decay is decoupled (Loshchilov & Hutter 2019) whatever the kind: every step takes
+`learning rate * weight_decay * parameter` off, and Adam's L2 form is not offered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from recjax.core import schedules
+from recjax.core.errors import ConfigError
+from recjax.core.module import Params
+from recjax.core.schedules import Schedule
+from recjax.core.state import TrainState, by_path, from_paths
+
+KINDS = ("adam", "adamw", "sgd", "adagrad")
+# Norms, biases and embeddings, by the names that recjax.nn gives them.
+NO_DECAY = (r"norm", r"(^|/)(bias|scale)(_\w+)?$", r"(^|/)\w*bias$", r"embed", r"(^|/)\w*table$", r"position")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """What is different for the parameters of one group; None takes the optimiser's own.
+
+    `learning_rate_scale` multiplies the schedule; a `frozen` group is never updated, holds no optimiser state and
+    does not count in the gradient norm.
+    """
+
+    learning_rate_scale: float = 1.0
+    frozen: bool = False
+    weight_decay: float | None = None
+    kind: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Adam, AdamW, SGD with momentum or AdaGrad (`KINDS`) with everything around it.
+
+    `clip_norm` bounds the norm of the whole gradient. `no_decay` are the patterns of parameters that are not
+    decayed. `groups` are (pattern, Group) pairs, of which the first that matches a path counts. `ema_decay` keeps
+    average <- ema_decay * average + (1 - ema_decay) * parameters after every update, from the initial parameters
+    on, for evaluation (`eval_params`). `initial_accumulator` is AdaGrad's.
+    """
+
+    kind: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: Schedule = Schedule()
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.9
+    initial_accumulator: float = 0.1
+    weight_decay: float = 0.0
+    no_decay: tuple[str, ...] = NO_DECAY
+    clip_norm: float | None = None
+    groups: tuple[tuple[str, Group], ...] = ()
+    ema_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        for kind, decay in [
+            (self.kind, self.weight_decay),
+            *((g.kind or self.kind, _first(g.weight_decay, self.weight_decay)) for _, g in self.groups),
+        ]:
+            if kind not in KINDS:
+                raise ConfigError(f"no optimiser {kind!r}", expected="one of " + ", ".join(KINDS))
+            if kind == "adam" and decay:
+                raise ConfigError(
+                    f"the optimiser 'adam' has no weight decay, but weight_decay = {decay}",
+                    mend="Optimizer.kind = 'adamw', or weight_decay = 0",
+                )
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay = {self.ema_decay}", expected="0 <= ema_decay < 1, or None")
+        for pattern in (*self.no_decay, *(p for p, _ in self.groups)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"{pattern!r} is not a regular expression", where=str(error)) from error
+
+    def transform(self, params: Params, total_steps: int) -> optax.GradientTransformation:
+        """`make` without the average; a subclass may be another rule over the same parameters."""
+        return _chain(self, params, total_steps)
+
+
+class AverageState(NamedTuple):
+    """The state of the optimiser inside, and the average of the parameters."""
+
+    inner: Any
+    average: Any
+
+
+def make(config: Optimizer, params: Params, total_steps: int) -> optax.GradientTransformation:
+    """The optimiser for `params` (arrays or their shapes) over a run of `total_steps` updates.
+
+    Raises `ConfigError` naming every group pattern that no parameter is left for.
+    """
+    transform = config.transform(params, total_steps)
+    return transform if config.ema_decay is None else _averaged(transform, config.ema_decay)
+
+
+def _chain(config: Optimizer, params: Params, total_steps: int) -> optax.GradientTransformation:
+    labels = group_of(config, params)
+    groups = {str(i): group for i, (_, group) in enumerate(config.groups)}
+    frozen = from_paths(params, {p: label != "" and groups[label].frozen for p, label in labels.items()})
+    chain = []
+    if any(jax.tree.leaves(frozen)):
+        chain.append(optax.masked(optax.set_to_zero(), frozen))
+    if config.clip_norm is not None:
+        chain.append(optax.clip_by_global_norm(config.clip_norm))
+    inner: dict[Hashable, optax.GradientTransformation] = {"": _of_group(config, Group(), total_steps)}
+    inner |= {label: _of_group(config, group, total_steps) for label, group in groups.items()}
+    chain.append(optax.partition(inner, from_paths(params, labels)) if groups else inner[""])
+    return optax.chain(*chain)
+
+
+def group_of(config: Optimizer, params: Params) -> dict[str, str]:
+    """The group of every parameter path, as the index of its pattern in `config.groups`; "" for the rest."""
+    labels = dict.fromkeys(by_path(params), "")
+    for path in labels:
+        matches = (str(i) for i, (pattern, _) in enumerate(config.groups) if re.search(pattern, path))
+        labels[path] = next(matches, "")
+    idle = [pattern for i, (pattern, _) in enumerate(config.groups) if str(i) not in labels.values()]
+    if idle:
+        raise ConfigError(
+            "no parameter is left for the group " + ", ".join(repr(p) for p in idle),
+            where="Optimizer.groups",
+            expected="a pattern that is the first to match one of: " + ", ".join(sorted(labels)),
+        )
+    return labels
+
+
+def learning_rate(config: Optimizer, total_steps: int) -> optax.Schedule:
+    """step -> learning rate outside any group, before a switch."""
+    return schedules.make(config.schedule, config.learning_rate, total_steps)
+
+
+def eval_params(state: TrainState) -> Params:
+    """The parameters that evaluation and export read: the average where one is kept."""
+    return state.opt_state.average if isinstance(state.opt_state, AverageState) else state.params
+
+
+def _of_group(config: Optimizer, group: Group, total_steps: int) -> optax.GradientTransformation:
+    if group.frozen:
+        return optax.set_to_zero()
+    kind, decay = group.kind or config.kind, _first(group.weight_decay, config.weight_decay)
+    if kind in ("adam", "adamw"):
+        chain = [optax.scale_by_adam(*config.betas, eps=config.eps)]
+    elif kind == "sgd":
+        chain = [optax.trace(decay=config.momentum)]
+    else:
+        chain = [optax.scale_by_rss(config.initial_accumulator, eps=config.eps)]
+    if decay:
+        chain.append(optax.add_decayed_weights(decay, mask=lambda params: _decayed(config, params)))
+    rate = learning_rate(config, total_steps)
+    chain.append(optax.scale_by_learning_rate(lambda step: rate(step) * group.learning_rate_scale))
+    return optax.chain(*chain)
+
+
+def _decayed(config: Optimizer, params: Any) -> Any:
+    pattern = re.compile("|".join(f"(?:{p})" for p in config.no_decay) or r"(?!)")
+    return from_paths(params, {path: not pattern.search(path) for path in by_path(params)})
+
+
+def _averaged(inner: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+    """`inner`, with an average of the parameters in its state; outermost, so that `eval_params` finds it."""
+
+    def init(params: Any) -> AverageState:
+        # A copy: a state whose average is the very buffer of its parameters cannot be donated.
+        return AverageState(inner.init(params), jax.tree.map(jnp.copy, params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
+        updates, inner_state = inner.update(updates, state.inner, params)
+        average = optax.incremental_update(optax.apply_updates(params, updates), state.average, 1 - decay)
+        return updates, AverageState(inner_state, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _first(value: float | None, default: float) -> float:
+    return default if value is None else value
