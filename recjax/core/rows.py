@@ -1,0 +1,126 @@
+"""Taking rows of a table that may lie split over devices, without ever gathering the table.
+
+The table is split by rows over the mesh axes of `items`, the indices over those of `batch`; the two may overlap.
+`take_rows` is a `shard_map` island: indices and taken rows move between devices, the table stays where it is, in the
+gradient too. It hands the table on beside the rows. Whoever uses the table next should use the one handed on: in the
+backward pass the gradient of that later use arrives here and the taken rows' gradient is added into it in place, so
+that a model that reads its table in several ways holds one gradient of the table's size instead of several.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from recjax.core.sharding import Mesh, active
+
+
+def take_rows(
+    table: Float[Array, "v d"], index: Int[Array, "*i"], *, by_batch: bool = True
+) -> tuple[Float[Array, "*i d"], Float[Array, "v d"]]:
+    """`table[index]` and the table handed on.
+
+    `by_batch` says that the first dimension of `index` is the batch dimension; otherwise every device is given the
+    whole of `index`. Indices must lie in the table.
+    """
+    return _take(table, index, by_batch)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _take(table: jax.Array, index: jax.Array, by_batch: bool) -> tuple[jax.Array, jax.Array]:
+    mesh = active()
+    if mesh is None or not mesh.axes_of("items"):
+        return jnp.take(table, index, axis=0, mode="clip"), table
+    split = Split(mesh, by_batch)
+
+    def local(table: jax.Array, index: jax.Array) -> jax.Array:
+        index = split.gather(index)
+        row, inside = split.local_rows(index, table.shape[0])
+        rows = jnp.where(inside[..., None], jnp.take(table, row, axis=0, mode="clip"), 0)
+        return split.scatter_sum(rows)
+
+    return split.island(local, (split.table, split.index), split.index)(table, index), table
+
+
+def _take_forward(table: jax.Array, index: jax.Array, by_batch: bool):
+    return _take(table, index, by_batch), index
+
+
+def _take_backward(by_batch: bool, index: jax.Array, cotangents: tuple[jax.Array, jax.Array]):
+    d_rows, d_table = cotangents
+    mesh = active()
+    if mesh is None or not (mesh.axes_of("items") or (by_batch and mesh.axes_of("batch"))):
+        return _add_rows(d_table, index, d_rows), None
+    split = Split(mesh, by_batch)
+
+    def local(d_table: jax.Array, index: jax.Array, d_rows: jax.Array) -> jax.Array:
+        index, d_rows = split.gather(index), split.gather(d_rows)
+        parts = math.prod(mesh.devices.shape[a] for a in split.batch_only)
+        if parts > 1 and index.size * parts <= d_table.shape[0]:  # few rows: send the rows, not a table of sums
+            index, d_rows = (jax.lax.all_gather(x, split.batch_only, axis=0, tiled=True) for x in (index, d_rows))
+            parts = 1
+        row, _ = split.local_rows(index, d_table.shape[0], outside=d_table.shape[0])
+        if parts == 1:
+            return _add_rows(d_table, row, d_rows)
+        return d_table + jax.lax.psum(_add_rows(jnp.zeros_like(d_table), row, d_rows), split.batch_only)
+
+    return split.island(local, (split.table, split.index, split.index), split.table)(d_table, index, d_rows), None
+
+
+_take.defvjp(_take_forward, _take_backward)
+
+
+def _add_rows(table: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:
+    """Add `rows` at `index`; an index past the end adds nothing."""
+    flat = rows.reshape(-1, rows.shape[-1]).astype(table.dtype)
+    return table.at[index.reshape(-1)].add(flat, mode="drop")
+
+
+class Split:
+    """Which mesh axes hold the table's rows, the batch, or both; for writing islands over both.
+
+    Inside an island each device has a block of table rows and a block of the batch. After `gather`, devices that
+    differ only in their table block (axes `items`) have the same batch block.
+    """
+
+    def __init__(self, mesh: Mesh, by_batch: bool) -> None:
+        items, batch = mesh.axes_of("items"), mesh.axes_of("batch") if by_batch else ()
+        self.mesh, self.items = mesh, items
+        self.shared = tuple(a for a in items if a in batch)
+        self.unshared = tuple(a for a in items if a not in batch)
+        self.batch_only = tuple(a for a in batch if a not in items)
+        self.table = PartitionSpec(items or None)
+        # `gather` joins blocks over the shared axes only, so the other batch axes must be the outer ones
+        self.index = PartitionSpec((*self.batch_only, *self.shared) or None)
+
+    def island(self, function, inputs, output):
+        """`function` on each device's own blocks."""
+        return jax.shard_map(function, mesh=self.mesh.devices, in_specs=inputs, out_specs=output, check_vma=False)
+
+    def gather(self, x: jax.Array) -> jax.Array:
+        """The rows of `x` of all devices that differ only in which part of the table they hold."""
+        return jax.lax.all_gather(x, self.shared, axis=0, tiled=True) if self.shared else x
+
+    def own_part(self, x: jax.Array) -> jax.Array:
+        """Undo `gather` of something that is the same on all devices it was gathered from."""
+        if not self.shared:
+            return x
+        size = x.shape[0] // math.prod(self.mesh.devices.shape[a] for a in self.shared)
+        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(self.shared) * size, size)
+
+    def scatter_sum(self, x: jax.Array) -> jax.Array:
+        """Undo `gather`: the sum over all table blocks, each device keeping its own block of the batch."""
+        if self.unshared:
+            x = jax.lax.psum(x, self.unshared)
+        return jax.lax.psum_scatter(x, self.shared, scatter_dimension=0, tiled=True) if self.shared else x
+
+    def local_rows(self, index: jax.Array, size: int, outside: int = 0) -> tuple[jax.Array, jax.Array]:
+        """Index into this device's part of the table, `outside` where it is not there, and whether it is."""
+        row = index - (jax.lax.axis_index(self.items) * size if self.items else 0)
+        inside = (row >= 0) & (row < size)
+        return jnp.where(inside, row, outside), inside

@@ -1,0 +1,33 @@
+"""Layer normalisation and root-mean-square normalisation over the width, always in float32."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from recjax.core.module import Module, Rngs, param
+
+Kind = Literal["layer", "rms"]
+
+
+class Norm(Module):
+    """`layer`: (x - mean) / sd * scale + bias (Ba et al. 2016). `rms`: x / rms * scale (Zhang and Sennrich 2019)."""
+
+    def __init__(self, *, kind: Kind, width: int, bias: bool, epsilon: float, rngs: Rngs) -> None:
+        self.kind, self.epsilon = kind, epsilon
+        self.scale = param(rngs, (width,), (None,), nnx.initializers.ones)
+        self.bias = param(rngs, (width,), (None,), nnx.initializers.zeros) if bias and kind == "layer" else None
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Normalise the last dimension; the result has the dtype of `x`."""
+        x32 = x.astype(jnp.float32)
+        if self.kind == "layer":
+            x32 = x32 - x32.mean(-1, keepdims=True)
+        y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.epsilon) * self.scale[None, None]
+        if self.bias is not None:
+            y = y + self.bias[None, None]
+        return y.astype(x.dtype)
