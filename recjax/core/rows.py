@@ -7,8 +7,6 @@ backward pass the gradient of that later use arrives here and the taken rows' gr
 that a model that reads its table in several ways holds one gradient of the table's size instead of several.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

@@ -7,8 +7,6 @@ the table stays split by rows; only hidden vectors and per-position sums travel.
 `recjax.losses.sampled`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any, Literal

@@ -6,8 +6,6 @@ table's gradient chunk by chunk into its place. Beside that gradient nothing has
 one device or inside the island that `recjax.losses.softmax` opens.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -5,8 +5,6 @@ recomputation needs. Exponentials are never normalised; the sums divide the smal
 0 are sorted to the end and never computed. Runs on one device or inside the island that `recjax.losses.softmax` opens.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

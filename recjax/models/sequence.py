@@ -4,8 +4,6 @@ One composition serves SASRec, LSRM and every other id-based sequence model. It 
 they are scored against, never logits over the catalogue: an objective or an evaluator makes those in chunks.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

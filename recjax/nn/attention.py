@@ -5,8 +5,6 @@ blocks of queries, so that the part of the matrix above the diagonal is never ma
 reference for the tests. Neither knows projections (`recjax.nn.transformer`) nor positional encodings.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -5,8 +5,6 @@ for the backward pass, and any number of devices drops the same elements. The ha
 finaliser, several times cheaper than threefry on every backend; it is no source of randomness for anything else.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

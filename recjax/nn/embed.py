@@ -4,8 +4,6 @@ The table itself is a parameter of the model; this file holds what one does with
 the business of `recjax.core.rows`.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 

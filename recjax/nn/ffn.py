@@ -1,12 +1,9 @@
 """The position-wise feed-forward part of a block."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 

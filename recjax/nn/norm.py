@@ -1,7 +1,5 @@
 """Layer normalisation and root-mean-square normalisation over the width, always in float32."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import jax

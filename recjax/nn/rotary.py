@@ -1,7 +1,5 @@
 """Rotary position embedding (Su et al. 2021, arXiv 2104.09864)."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 

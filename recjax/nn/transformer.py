@@ -4,8 +4,6 @@ T5 1.1, Llama, SASRec and LSRM are rows of the table that `TransformerConfig` sp
 tables at its two ends (items, learned positions) belong to the models.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
