@@ -62,7 +62,7 @@ def _block(
     return _Block(hidden, targets.reshape(-1), inside.reshape(-1), weight.reshape(-1), table, bias, size)
 
 
-def value(elements: int, z_loss: float, split: Split | None, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+def value(elements: int, z_loss: float, split: Split | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Loss with and without the z term, summed over all positions."""
     return value_and_hidden_gradient(elements, z_loss, split, *arrays)[:2]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from recjax.core.rows import Split
 
 
-def value(elements: int, z_loss: float, split: Split | None, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+def value(elements: int, z_loss: float, split: Split | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Loss with and without the z term, summed over all positions."""
     return _compute(elements, z_loss, split, *arrays, gradients=False)[:2]
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from recjax.core.module import Initializer, Module, Rngs, param
 
-Kind = Literal["relu", "gelu", "gelu_tanh", "gated_gelu", "swiglu"]
+FfnKind = Literal["relu", "gelu", "gelu_tanh", "gated_gelu", "swiglu"]
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -32,7 +32,7 @@ class FeedForward(Module):
     def __init__(
         self,
         *,
-        kind: Kind,
+        kind: FfnKind,
         width: int,
         mlp_width: int,
         bias: bool,

@@ -9,13 +9,13 @@ from jaxtyping import Array, Float
 
 from recjax.core.module import Module, Rngs, param
 
-Kind = Literal["layer", "rms"]
+NormKind = Literal["layer", "rms"]
 
 
 class Norm(Module):
     """`layer`: (x - mean) / sd * scale + bias (Ba et al. 2016). `rms`: x / rms * scale (Zhang and Sennrich 2019)."""
 
-    def __init__(self, *, kind: Kind, width: int, bias: bool, epsilon: float, rngs: Rngs) -> None:
+    def __init__(self, *, kind: NormKind, width: int, bias: bool, epsilon: float, rngs: Rngs) -> None:
         self.kind, self.epsilon = kind, epsilon
         self.scale = param(rngs, (width,), (None,), nnx.initializers.ones)
         self.bias = param(rngs, (width,), (None,), nnx.initializers.zeros) if bias and kind == "layer" else None

@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int, Key
 from recjax.core.errors import ConfigError
 from recjax.core.module import Module, Rngs, param, scan, stack
 from recjax.core.sharding import constrain
-from recjax.nn import ffn, norm
 from recjax.nn.attention import attend
 from recjax.nn.dropout import LayerwiseDropout, dropout
+from recjax.nn.ffn import ACTIVATIONS, FeedForward, FfnKind
+from recjax.nn.norm import Norm, NormKind
 from recjax.nn.rotary import rotary
 
 INIT_STD = 0.02
@@ -41,11 +42,11 @@ class TransformerConfig:
     num_kv_heads: int | None = None
     head_dim: int | None = None
     mlp_width: int | None = None
-    norm: norm.Kind = "layer"
+    norm: NormKind = "layer"
     norm_epsilon: float = 1e-6
     place: Literal["pre", "post"] = "pre"
     position: Literal["learned", "rotary", "none"] = "learned"
-    ffn: ffn.Kind = "gelu"
+    ffn: FfnKind = "gelu"
     bias: bool = True
     dropout: float | tuple[float, ...] | LayerwiseDropout = 0.0
     attention_dropout: float = 0.0
@@ -106,7 +107,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("layer", "rms"),
     "place": ("pre", "post"),
     "position": ("learned", "rotary", "none"),
-    "ffn": tuple(ffn.ACTIVATIONS),
+    "ffn": tuple(ACTIVATIONS),
     "remat": ("none", "full"),
     "dtype": ("float32", "bfloat16"),
 }
@@ -154,13 +155,11 @@ class Block(Module):
     def __init__(self, config: TransformerConfig, *, rngs: Rngs) -> None:
         c = self.config = config
         init, out_init = initializers(c)
-        make_norm = functools.partial(
-            norm.Norm, kind=c.norm, width=c.width, bias=c.bias, epsilon=c.norm_epsilon, rngs=rngs
-        )
+        make_norm = functools.partial(Norm, kind=c.norm, width=c.width, bias=c.bias, epsilon=c.norm_epsilon, rngs=rngs)
         self.attention_norm = make_norm()
         self.attention = Attention(c, rngs=rngs)
         self.ffn_norm = make_norm()
-        self.ffn = ffn.FeedForward(
+        self.ffn = FeedForward(
             kind=c.ffn, width=c.width, mlp_width=c.inner_width, bias=c.bias, init=init, out_init=out_init, rngs=rngs
         )
 
@@ -194,7 +193,7 @@ class Transformer(Module):
     def __init__(self, config: TransformerConfig, *, rngs: Rngs) -> None:
         c = self.config = config
         self.layers = stack(lambda r: Block(c, rngs=r), c.num_layers, rngs)
-        self.final_norm = norm.Norm(kind=c.norm, width=c.width, bias=c.bias, epsilon=c.norm_epsilon, rngs=rngs)
+        self.final_norm = Norm(kind=c.norm, width=c.width, bias=c.bias, epsilon=c.norm_epsilon, rngs=rngs)
 
     def __call__(
         self,
