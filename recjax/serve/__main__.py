@@ -1,0 +1,102 @@
+"""`recjax serve`: a server over exported bundles. Needs the extra `serve`, and nothing of the training code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from recjax.core.errors import RecjaxError
+
+NEEDED = ("fastapi", "uvicorn", "prometheus_client", "safetensors")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `recjax serve`."""
+    flags = argparse.ArgumentParser(prog="recjax serve", description="Serve exported bundles over HTTP.")
+    flags.add_argument(
+        "--bundle", action="append", required=True, metavar="DIR", help="may be repeated; first is default"
+    )
+    flags.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    flags.add_argument("--port", type=int, default=8080, help="0 takes a free one (default 8080)")
+    flags.add_argument("--max_batch", type=int, default=32, help="requests in one call of the model (default 32)")
+    flags.add_argument("--max_wait_ms", type=float, default=2.0, help="wait for company at most so long (default 2)")
+    flags.add_argument("--max_queue", type=int, default=1024, help="requests that may wait before 503 (default 1024)")
+    return flags
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises `RecjaxError` when the port is taken or the address is not one of this machine."""
+    where = f"{host}:{port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        opened = socket.socket(family, kind, protocol)
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind(address)
+            opened.listen(2048)
+        except OSError:
+            opened.close()
+            raise
+    except (OSError, OverflowError) as error:
+        raise RecjaxError(
+            f"cannot listen there: {error}",
+            where=where,
+            expected="a free port (1 to 65535) on an address of this machine",
+            mend="choose another --port or --host, or stop the program that uses it",
+        ) from error
+    return opened
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until interrupted; running requests are answered before the end."""
+    options = parser().parse_args(argv)
+    for flag, least in (("max_batch", 1), ("max_queue", 1), ("max_wait_ms", 0)):
+        if not getattr(options, flag) >= least:
+            raise RecjaxError(f"--{flag} {getattr(options, flag)} cannot be used", expected=f"at least {least}")
+    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if absent:
+        raise RecjaxError(
+            f"serving needs {', '.join(absent)}",
+            where=sys.executable,
+            mend="pip install 'recjax[serve]'",
+        )
+    import uvicorn
+
+    # Before anything slow, so that a taken port is reported at once.
+    with listen(options.host, options.port) as opened:
+        from recjax.serve.app import create_app
+        from recjax.serve.bundle import Bundle
+
+        host, port = opened.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                if self.started:
+                    print(f"serving {', '.join(b.name for b in bundles)} on {address}", flush=True)
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+        # uvicorn raises the signal again when it has finished; for a server that is told to stop this is no failure.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        bundles = [Bundle(path) for path in options.bundle]
+        app = create_app(
+            bundles,
+            max_batch=options.max_batch,
+            max_wait=options.max_wait_ms / 1e3,
+            max_queue=options.max_queue,
+        )
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10)
+        with contextlib.suppress(KeyboardInterrupt):
+            Server(config).run(sockets=[opened])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

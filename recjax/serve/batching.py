@@ -1,0 +1,143 @@
+"""Answering many requests with few calls of the model.
+
+Requests wait in a queue for at most `max_wait` seconds (none at all while the previous call was running that long)
+and go through the model together. Batches are filled up to powers of two and seen items to a few widths, so that
+only a handful of shapes is ever compiled, all of them by `warm_up`. One thread runs the model; the event loop never
+waits for it. Rows do not influence one another, so an answer does not depend on its company.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from recjax.core.errors import RequestError
+from recjax.serve.bundle import Bundle
+from recjax.serve.features import Encoded, pad
+from recjax.serve.request import MAX_HISTORY
+
+SEEN_WIDTHS = (256, MAX_HISTORY)
+
+
+class Answer(NamedTuple):
+    """Scores and rows of one request, `max_k` of each, best first."""
+
+    scores: np.ndarray
+    rows: np.ndarray
+
+
+class _Waiting(NamedTuple):
+    encoded: Encoded
+    exclude_seen: bool
+    since: float
+    answer: asyncio.Future[Answer]
+
+
+class Batcher:
+    """The queue in front of one bundle. `start` and `stop` are called by the server's event loop."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        max_batch: int = 32,
+        max_wait: float = 0.002,
+        max_queue: int = 1024,
+        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        """`max_batch` is rounded up to a power of two; `on_batch(size, seconds)` is told of every call."""
+        self._bundle, self._max_wait, self._on_batch = bundle, max_wait, on_batch
+        self._max_batch = power_of_two(max_batch)
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(max_queue)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"recjax-{bundle.name}")
+        self._task: asyncio.Task[None] | None = None
+
+    def warm_up(self) -> int:
+        """Compile every shape that requests can have, so that none of them waits for it; returns how many."""
+        sizes = [1 << i for i in range(self._max_batch.bit_length())]
+        for size in sizes:
+            for width in SEEN_WIDTHS:
+                self._bundle.recommend(
+                    pad([], count=size, width=self._bundle.history_length), pad([], count=size, width=width)
+                )
+        return len(sizes) * len(SEEN_WIDTHS)
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        self._task = asyncio.create_task(self._work())
+
+    async def stop(self) -> None:
+        """Answer what waits, then stop."""
+        await self._queue.join()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._thread.shutdown()
+
+    async def submit(self, encoded: Encoded, *, exclude_seen: bool) -> Answer:
+        """Wait for the answer to one request; raises `RequestError` 503 when the queue is full."""
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        try:
+            self._queue.put_nowait(_Waiting(encoded, exclude_seen, time.perf_counter(), answer))
+        except asyncio.QueueFull:
+            raise RequestError("too many requests are waiting", status=503, mend="try again in a second") from None
+        return await answer
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._collect()
+            live = [w for w in batch if not w.answer.cancelled()]
+            try:
+                answers = await loop.run_in_executor(self._thread, self._run, live) if live else []
+                for waiting, answer in zip(live, answers, strict=True):
+                    if not waiting.answer.cancelled():
+                        waiting.answer.set_result(answer)
+            except Exception as error:  # the requests of this batch fail, the server goes on
+                for waiting in live:
+                    if not waiting.answer.done():
+                        waiting.answer.set_exception(error)
+            finally:
+                for _ in batch:
+                    self._queue.task_done()
+
+    async def _collect(self) -> list[_Waiting]:
+        """Whoever waits, and whoever comes until the first has waited `max_wait`, up to a full batch."""
+        batch = [await self._queue.get()]
+        while len(batch) < self._max_batch:
+            if self._queue.empty():
+                left = batch[0].since + self._max_wait - time.perf_counter()
+                if left <= 0:
+                    break
+                try:
+                    batch.append(await asyncio.wait_for(self._queue.get(), left))
+                except TimeoutError:
+                    break
+            else:
+                batch.append(self._queue.get_nowait())
+        return batch
+
+    def _run(self, batch: list[_Waiting]) -> list[Answer]:
+        start = time.perf_counter()
+        count = power_of_two(len(batch))
+        seen = [w.encoded.seen_ids if w.exclude_seen else w.encoded.seen_ids[:0] for w in batch]
+        longest = max(len(ids) for ids in seen)
+        width = next(w for w in SEEN_WIDTHS if w >= longest)
+        history = [w.encoded.history_ids for w in batch]
+        scores, rows = self._bundle.recommend(
+            pad(history, count=count, width=self._bundle.history_length), pad(seen, count=count, width=width)
+        )
+        self._on_batch(len(batch), time.perf_counter() - start)
+        return [Answer(scores[i], rows[i]) for i in range(len(batch))]
+
+
+def power_of_two(count: int) -> int:
+    """The smallest power of two that is at least `count`."""
+    return 1 << max(count - 1, 0).bit_length()

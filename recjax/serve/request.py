@@ -1,0 +1,104 @@
+"""Reading one request: bytes to a checked question, or a `RequestError` that says what to change.
+
+The body is parsed here rather than by a model class, because every odd body (numbers that JSON does not have, text
+that is not UTF-8, nesting without end, integers of a million digits) must end as a 4xx with a reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from recjax.core.errors import RequestError
+
+MAX_HISTORY = 10_000  # events in one request
+DEFAULT_K = 10
+
+# Shown by /docs; `parse` is what counts.
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["user_history"],
+    "additionalProperties": False,
+    "properties": {
+        "user_history": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_HISTORY,
+            "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+            "description": "item ids, oldest first",
+        },
+        "k": {"type": "integer", "minimum": 1, "default": DEFAULT_K, "description": "items wanted, at most max_k"},
+        "exclude_seen": {"type": "boolean", "default": True, "description": "leave out what is in user_history"},
+        "model": {"type": "string", "description": "name of a served bundle; the first one when left out"},
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """A request of the right form; `k` is not yet compared with the bundle."""
+
+    user_history: list[int | str]
+    k: int = DEFAULT_K
+    exclude_seen: bool = True
+    model: str = ""
+
+
+def parse(body: bytes) -> Question:
+    """The question in `body`; raises `RequestError` with status 400 (not JSON) or 422 (not the right form)."""
+    try:
+        value = json.loads(body, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not JSON: {str(error) or type(error).__name__}", status=400) from error
+    if not isinstance(value, dict):
+        raise _wrong("the body", value, "a JSON object")
+    unknown = sorted(value.keys() - SCHEMA["properties"].keys())
+    if unknown:
+        fields = ", ".join(SCHEMA["properties"])
+        raise RequestError(f"unknown field {_short(unknown[0])}", where="body", expected=f"only {fields}")
+    if "user_history" not in value:
+        raise RequestError("user_history is missing", where="body", expected="a list of item ids, oldest first")
+    _check_fields(value)
+    return Question(**value)
+
+
+def _check_fields(value: Mapping[str, Any]) -> None:
+    history = value["user_history"]
+    if not isinstance(history, list):
+        raise _wrong("user_history", history, "a list of item ids, oldest first")
+    if len(history) > MAX_HISTORY:
+        raise RequestError(
+            f"user_history has {len(history)} items",
+            where="user_history",
+            expected=f"at most {MAX_HISTORY}",
+            mend="send the most recent ones",
+        )
+    for i, item in enumerate(history):
+        if isinstance(item, bool) or not isinstance(item, int | str):
+            raise _wrong(f"user_history[{i}]", item, "an item id: text or a whole number")
+    k = value.get("k", DEFAULT_K)
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise _wrong("k", k, "a whole number")
+    if not isinstance(value.get("exclude_seen", True), bool):
+        raise _wrong("exclude_seen", value["exclude_seen"], "true or false")
+    if not isinstance(value.get("model", ""), str):
+        raise _wrong("model", value["model"], "the name of a served bundle")
+
+
+def _wrong(what: str, value: Any, expected: str) -> RequestError:
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    kind = kinds.get(type(value), "null")
+    shown = "" if isinstance(value, dict | list) else f" ({_short(value)})"
+    return RequestError(f"{what} is {kind}{shown}", where=what, expected=expected)
+
+
+def _short(value: Any) -> str:
+    """JSON of a value, cut; ASCII only, so that it can always be sent back."""
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")

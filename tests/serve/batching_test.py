@@ -1,0 +1,162 @@
+"""Answers do not depend on who else asks; few shapes are compiled; a full queue and a failing model are survived."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from recjax.core.errors import RequestError
+from recjax.data.vocab import FIRST_ITEM
+from recjax.serve.batching import SEEN_WIDTHS, Batcher, power_of_two
+from recjax.serve.bundle import Bundle
+from recjax.serve.features import Encoded
+
+
+class Stub(Bundle):
+    """In place of a loaded bundle: row i of the answer is the sum of history i and the number of its seen items."""
+
+    name, history_length, max_k = "stub", 4, 2
+
+    def __init__(self):
+        self.shapes, self.gate = [], threading.Event()
+        self.gate.set()
+
+    def recommend(self, history_ids, seen_ids):
+        self.gate.wait(10)
+        self.shapes.append((history_ids.shape, seen_ids.shape))
+        if (history_ids == 666).any():
+            raise FloatingPointError("broken")
+        scores = np.repeat(history_ids.sum(1, keepdims=True), 2, 1).astype(np.float32)
+        return scores, np.repeat((seen_ids > 0).sum(1, keepdims=True), 2, 1)
+
+
+def encoded(history, seen=()):
+    return Encoded(history_ids=np.array(history, np.int32), seen_ids=np.array(seen, np.int32), unknown=0)
+
+
+def run(stub, work, **options):
+    async def main():
+        batcher = Batcher(stub, **options)
+        await batcher.start()
+        try:
+            return await work(batcher)
+        finally:
+            await batcher.stop()
+
+    return asyncio.run(main())
+
+
+def test_everyone_gets_their_own_answer_and_shapes_are_few():
+    stub = Stub()
+
+    async def ask(batcher):
+        async def one(i):
+            await asyncio.sleep((i * 7 % 5) / 1000)
+            return await batcher.submit(encoded([i, 1], range(1, i % 400 + 2)), exclude_seen=i % 2 == 0)
+
+        return await asyncio.gather(*(one(i) for i in range(1000, 1300)))
+
+    answers = run(stub, ask, max_batch=8)
+    for i, answer in enumerate(answers, 1000):
+        assert answer.scores[0] == i + 1
+        assert answer.rows[0] == (i % 400 + 1 if i % 2 == 0 else 0)
+    assert {b for (b, _), _ in stub.shapes} <= {1, 2, 4, 8}
+    assert {n for _, (_, n) in stub.shapes} <= set(SEEN_WIDTHS)
+    assert len(stub.shapes) < 300  # they did travel together
+
+
+def test_a_lone_request_does_not_wait_for_company_longer_than_asked():
+    stub = Stub()
+
+    async def ask(batcher):
+        start = asyncio.get_running_loop().time()
+        await batcher.submit(encoded([1]), exclude_seen=True)
+        return asyncio.get_running_loop().time() - start
+
+    assert run(stub, ask, max_wait=0.3) >= 0.3
+    assert run(stub, ask, max_wait=0.0) < 0.3
+
+
+def test_a_full_queue_is_refused_at_once_and_what_waits_is_answered():
+    stub = Stub()
+    stub.gate.clear()
+
+    async def ask(batcher):
+        tasks = []
+        for i in range(1, 9):  # one is taken by the model, then two wait, then the queue of three is full
+            tasks.append(asyncio.create_task(batcher.submit(encoded([i]), exclude_seen=True)))
+            await asyncio.sleep(0.02)
+        stub.gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers = run(stub, ask, max_batch=1, max_queue=3)
+    refused = [a for a in answers if isinstance(a, RequestError)]
+    assert len(refused) == 4 and {r.status for r in refused} == {503}
+    assert [a.scores[0] for a in answers[:4]] == [1, 2, 3, 4]
+
+
+def test_a_failing_call_fails_its_own_requests_only():
+    stub = Stub()
+
+    async def ask(batcher):
+        with pytest.raises(FloatingPointError):
+            await batcher.submit(encoded([666]), exclude_seen=True)
+        return await batcher.submit(encoded([5]), exclude_seen=True)
+
+    assert run(stub, ask).scores[0] == 5
+
+
+def test_a_caller_who_leaves_harms_nobody():
+    stub = Stub()
+    stub.gate.clear()
+
+    async def ask(batcher):
+        gone = [asyncio.create_task(batcher.submit(encoded([i]), exclude_seen=True)) for i in (1, 2)]
+        stays = asyncio.create_task(batcher.submit(encoded([3]), exclude_seen=True))
+        await asyncio.sleep(0.02)
+        for task in gone:
+            task.cancel()
+        stub.gate.set()
+        return await stays
+
+    assert run(stub, ask, max_batch=2).scores[0] == 3
+
+
+def test_stopping_answers_what_waits():
+    stub = Stub()
+    stub.gate.clear()
+
+    async def ask(batcher):
+        tasks = [asyncio.create_task(batcher.submit(encoded([i]), exclude_seen=True)) for i in range(5)]
+        await asyncio.sleep(0.02)
+        stub.gate.set()
+        return tasks
+
+    assert [t.result().scores[0] for t in run(stub, ask, max_batch=2)] == [0, 1, 2, 3, 4]
+
+
+def test_warm_up_compiles_every_shape_there_can_be():
+    stub = Stub()
+    assert Batcher(stub, max_batch=5).warm_up() == len(set(stub.shapes)) == 4 * len(SEEN_WIDTHS)
+
+
+def test_rows_of_a_real_batch_do_not_touch_each_other(exported):
+    bundle = Bundle(exported.path)
+    rng = np.random.default_rng(0)
+    users = [bundle.encode([1000 + 7 * int(i) for i in rng.integers(0, 150, n)]) for n in (1, 3, 9, 20)]
+
+    def ask(batcher, chosen):
+        return asyncio.gather(*(batcher.submit(u, exclude_seen=True) for u in chosen))
+
+    together = run(bundle, lambda b: ask(b, users), max_wait=0.2)
+    for user, answer in zip(users, together, strict=True):
+        (alone,) = run(bundle, lambda b, user=user: ask(b, [user]), max_wait=0.0)
+        np.testing.assert_array_equal(alone.rows, answer.rows)
+        np.testing.assert_allclose(alone.scores, answer.scores, rtol=1e-5)
+        assert not set(answer.rows) & set(user.seen_ids) and (answer.rows >= FIRST_ITEM).all()
+
+
+@pytest.mark.parametrize(("count", "power"), [(0, 1), (1, 1), (2, 2), (3, 4), (32, 32), (33, 64)])
+def test_power_of_two(count, power):
+    assert power_of_two(count) == power

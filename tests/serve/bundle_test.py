@@ -1,0 +1,163 @@
+"""A bundle answers as the model did, for every shape, without the training code; what does not fit is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from recjax.core import folder
+from recjax.core.errors import BundleError
+from recjax.core.folder import hash_of
+from recjax.data.vocab import FIRST_ITEM, ItemVocab
+from recjax.serve import bundle as layout
+from recjax.serve import features
+from recjax.serve.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(exported):
+    return Bundle(exported.path)
+
+
+@pytest.mark.parametrize(("rows", "seen_width"), [(1, 1), (3, 40), (5, 7)])
+def test_scores_and_order_follow_the_formula(exported, bundle, rows, seen_width):
+    rng = np.random.default_rng(rows)
+    last = FIRST_ITEM + exported.vocab.num_items
+    history = [rng.integers(1, last, rng.integers(1, bundle.history_length + 1)) for _ in range(rows)]
+    seen = rng.integers(FIRST_ITEM, last, (rows, seen_width)).astype(np.int32)
+    seen[0, -1] = 0
+    scores, found = bundle.recommend(features.pad(history, count=rows, width=bundle.history_length), seen)
+    assert scores.shape == found.shape == (rows, bundle.max_k)
+    for i in range(rows):
+        expected = exported.oracle(history[i], seen[i])
+        best = np.argsort(-expected, kind="stable")[: bundle.max_k]
+        np.testing.assert_array_equal(found[i], best)
+        np.testing.assert_allclose(scores[i], expected[best], rtol=1e-5, atol=1e-5)
+
+
+def test_when_nearly_everything_is_seen_the_rest_comes_and_then_nothing(exported, bundle):
+    everything = np.arange(FIRST_ITEM, FIRST_ITEM + exported.vocab.num_items, dtype=np.int32)
+    history = features.pad([everything[:3]], count=1, width=bundle.history_length)
+    scores, rows = bundle.recommend(history, everything[None, 2:])
+    assert set(rows[0, :2]) == set(everything[:2]) and np.isfinite(scores[0, :2]).all()
+    assert (rows[0, 2:] == 0).all() and np.isneginf(scores[0, 2:]).all()
+
+
+TRAINING_CODE = ("flax", "optax", "orbax", "gin", "grain", "polars", "tensorflow", "seqio", "jaxtyping", "fastapi")
+OURS = ("recjax.models", "recjax.nn", "recjax.tasks", "recjax.losses", "recjax.train", "recjax.core.module")
+ALONE = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        for banned in {TRAINING_CODE + OURS!r}:
+            if name == banned or name.startswith(banned + "."):
+                raise ImportError("serving must not import " + name)
+sys.meta_path.insert(0, Refuse())
+import json
+import numpy as np
+from recjax.serve.bundle import Bundle
+bundle = Bundle(sys.argv[1])
+user = bundle.encode(json.loads(sys.argv[2]))
+scores, rows = bundle.recommend(user.history_ids[None, :], user.seen_ids[None, :])
+print(json.dumps([scores.tolist(), rows.tolist()]))
+"""
+
+
+def test_loads_and_answers_without_the_training_code(exported, bundle):
+    ids = [1000 + 7 * i for i in (3, 77, 5, 149, 0, 9, 11)]
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(exported.path), json.dumps(ids)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    scores, rows = json.loads(done.stdout)
+    user = bundle.encode(ids)
+    expected = exported.oracle(user.history_ids, user.seen_ids)
+    np.testing.assert_allclose(scores[0], expected[rows[0]], rtol=1e-5, atol=1e-5)
+    assert rows[0] == np.argsort(-expected, kind="stable")[: bundle.max_k].tolist()
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    return shutil.copytree(exported.path, tmp_path / "copy")
+
+
+FILES = (layout.FUNCTION_FILE, layout.WEIGHTS_FILE, layout.VOCABULARY_FILE, layout.TITLES_FILE)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_cut_or_altered_file_is_refused(copy, name):
+    data = (copy / name).read_bytes()
+    for damaged, message in ((data[:-1], "bytes"), (data[:-1] + bytes([data[-1] ^ 1]), "altered"), (None, "missing")):
+        if damaged is None:
+            (copy / name).unlink()
+        else:
+            (copy / name).write_bytes(damaged)
+        with pytest.raises(BundleError, match=message):
+            Bundle(copy)
+
+
+def remake(copy, **changes):
+    """A bundle whose manifest says something else, with checksums that are right: made so, not damaged."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for field in ("files", "recjax_version", "created", "manifest_hash"):
+        del manifest[field]
+    folder.write_manifest(copy, {**manifest, **changes})
+
+
+def schema_with(exported, **changes):
+    schema = {**Bundle(exported.path).manifest["schema"], **changes}
+    return {"schema": schema, "schema_hash": hash_of(schema)}
+
+
+def test_other_versions_and_mixed_parts_are_refused(exported, copy):
+    rule = {"name": features.NAME, "version": features.VERSION + 1}
+    cases = [
+        ({"format": layout.FORMAT + 1}, "format"),
+        (schema_with(exported, features=rule), "feature code"),
+        (schema_with(exported, arguments={"history_ids": "int32 [b, 99]"}), "feature code"),
+        ({"schema_hash": "0" * 16}, "feature code"),
+        ({"vocabulary_hash": "0" * 16}, "vocabulary has hash"),
+        ({"weights": {"table": "float32 [1, 1]"}}, "weights do not fit"),
+    ]
+    for change, message in cases:
+        fresh = copy.with_name("fresh")
+        shutil.copytree(copy, fresh)
+        remake(fresh, **change)
+        with pytest.raises(BundleError, match=message):
+            Bundle(fresh)
+        shutil.rmtree(fresh)
+
+
+def test_the_vocabulary_of_another_model_is_refused(exported, copy):
+    ItemVocab(tuple(reversed(exported.vocab.ids)), "int").save(copy / layout.VOCABULARY_FILE)
+    remake(copy)
+    with pytest.raises(BundleError, match="the vocabulary of the weights"):
+        Bundle(copy)
+
+
+def test_foreign_bytes_with_right_checksums_are_refused(copy):
+    for name, message in (
+        (layout.FUNCTION_FILE, "cannot read a function"),
+        (layout.WEIGHTS_FILE, "cannot read the weights"),
+        (layout.TITLES_FILE, "titles"),
+        (layout.VOCABULARY_FILE, "vocabulary"),
+    ):
+        before = (copy / name).read_bytes()
+        (copy / name).write_bytes(b'{"a": 1}')
+        remake(copy)
+        with pytest.raises(BundleError, match=message):
+            Bundle(copy)
+        (copy / name).write_bytes(before)
+
+
+def test_an_edited_manifest_or_no_bundle_at_all_is_refused(copy, tmp_path):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "max_k": 1000}))
+    with pytest.raises(BundleError, match="manifest of this bundle was altered"):
+        Bundle(copy)
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(BundleError, match="no bundle here"):
+            Bundle(path)
