@@ -59,6 +59,11 @@ def shardings(mesh: Mesh, shapes: TrainState, param_axes: Params) -> TrainState:
     return jax.tree_util.tree_map_with_path(sharding, shapes)
 
 
+def abstract(shapes: Any, shardings: Any) -> Any:
+    """Shapes and shardings in one tree, as `core.checkpoint` wants its target."""
+    return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings)
+
+
 def slot_axes(shape: tuple[int, ...], param_shape: tuple[int, ...], param_axes: Axes) -> Axes:
     """Logical axes of an optimiser slot of `shape` that belongs to a parameter.
 
