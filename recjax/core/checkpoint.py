@@ -20,7 +20,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -32,10 +32,10 @@ from recjax.core import saved
 from recjax.core.errors import CheckpointError, ConfigError
 from recjax.core.module import Params
 from recjax.core.saved import Damaged, Record
-from recjax.core.state import TrainState
+from recjax.core.state import TrainState, by_path, from_paths
 
-AVERAGE = "opt_state/average/"
 _UNFINISHED = (".saving-", ".deleting-")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ class Checkpointer:
             if self._is_lead:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
-            self._writer.save(temporary / saved.STATE, args=ocp.args.PyTreeSave(saved.nested(state)))
+            self._writer.save(temporary / saved.STATE, args=ocp.args.PyTreeSave(saved.nested(by_path(state))))
         except Exception as error:
             raise self._failed(step, temporary, error) from error
         self._metrics[step] = record.metrics
@@ -230,19 +230,22 @@ def restore_params(
     prefixed by "max:" or "min:", for the best by it. Raises `CheckpointError` when there is no such checkpoint, when
     it is damaged, or of another model or vocabulary. Only reads.
     """
-    path = Path(directory).absolute()
-    steps = _choose(path, step)
 
     def restore(path: Path, record: Record) -> tuple[Params, Record]:
-        params = {p: f for p, f in record.signature.items() if p.startswith("params/")}
-        wanted = saved.signature({"params": target})
+        params = {p: f for p, f in record.signature.items() if p.startswith(saved.PARAMS)}
+        wanted = {saved.PARAMS + p: leaf for p, leaf in saved.signature(target).items()}
         saved.check_fit(dataclasses.replace(record, signature=params), wanted, vocabulary, path)
-        if not any(p.startswith(AVERAGE) for p in record.signature):
-            return saved.load(path, {"params": target})["params"], record
-        average = saved.load(path, {"opt_state": {"average": target}})
-        return average["opt_state"]["average"], record
+        prefix = saved.params_prefix(record)
+        arrays = saved.load(path, saved.nested({prefix + p: leaf for p, leaf in by_path(target).items()}))
+        return from_paths(target, {p.removeprefix(prefix): x for p, x in by_path(arrays).items()}), record
 
-    found = _first_whole(path, steps, restore, put_aside=False)
+    return read_checkpoint(directory, step, restore)
+
+
+def read_checkpoint(directory: str | os.PathLike[str], step: int | str, read: Callable[[Path, Record], T]) -> T:
+    """`read(folder, record)` of the checkpoint that `step` chooses, as in `restore_params`; "newest" means whole."""
+    path = Path(directory).absolute()
+    found = _first_whole(path, _choose(path, step), read, put_aside=False)
     if found is None:
         known = ", ".join(map(str, saved.steps(path))) or "none"
         raise CheckpointError(f"there is no checkpoint {step!r}", where=str(path), expected=f"one of: {known}")
@@ -272,26 +275,31 @@ def _choose(directory: Path, step: int | str) -> list[int]:
     return Checkpoints(metric=metric, mode=mode).ranked(_metrics(directory))[:1]
 
 
-def _first_whole(directory: Path, steps: list[int], restore: Callable[[Path, Record], Any], *, put_aside: bool) -> Any:
-    """`restore` of the first of `steps` that is whole, the same on every process; None when there are no steps."""
-    damage = []
+def _first_whole(directory: Path, steps: list[int], read: Callable[[Path, Record], T], *, put_aside: bool) -> T | None:
+    """`read` of the first of `steps` that is whole, the same on every process; None when there are no steps."""
+    damaged: dict[Path, str] = {}
     for step in _agreed(steps):
         path = directory / saved.name_of(step)
         reason, record = _inspect(path)
         if record is not None:
             try:
-                return restore(path, record)
+                found = read(path, record)
             except CheckpointError:
                 raise
             except Exception as error:  # orbax and tensorstore have no common ancestor
-                reason = f"the arrays cannot be read: {error}"
-        damage.append(f"step {step}: {reason}")
-        if put_aside and jax.process_index() == 0:
-            _put_aside(path)
+                reason = f"the arrays cannot be read: {error!r}"
+            else:
+                # Only now: when nothing can be read the fault may lie elsewhere, such as in too little memory.
+                if put_aside and jax.process_index() == 0:
+                    for bad in damaged:
+                        _put_aside(bad)
+                return found
+        damaged[path] = reason
         warnings.warn(f"checkpoint {path} is damaged and passed over: {reason}", RuntimeWarning, stacklevel=3)
-    if damage:
+    if damaged:
         raise CheckpointError(
-            "every checkpoint is damaged:\n    " + "\n    ".join(damage),
+            "every checkpoint is damaged:\n    "
+            + "\n    ".join(f"{path.name}: {why}" for path, why in damaged.items()),
             where=str(directory),
             mend="bring back a copy of one, or train again in a new workdir",
         )

@@ -30,6 +30,7 @@ from recjax.core.state import by_path, from_paths
 
 FORMAT = 1
 STATE, RECORD, FILES = "state", "checkpoint.json", "files.json"
+PARAMS, AVERAGE = "params/", "opt_state/average/"  # where `state.TrainState` and `optim.AverageState` put them
 
 Signature = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -72,10 +73,10 @@ def signature(tree: Any) -> Signature:
     return {path: (str(leaf.dtype), tuple(leaf.shape)) for path, leaf in by_path(tree).items()}
 
 
-def nested(tree: Any) -> dict[str, Any]:
-    """The leaves of any tree as a nested dict by path: the form in which arrays are written."""
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by path as a nested dict: the form in which arrays are written."""
     out: dict[str, Any] = {}
-    for path, leaf in by_path(tree).items():
+    for path, leaf in leaves.items():
         node, parts = out, path.split("/")
         for part in parts[:-1]:
             node = node.setdefault(part, {})
@@ -125,9 +126,9 @@ def check(path: Path) -> Record:
 def load(path: Path, target: Any) -> Any:
     """The arrays at the paths of `target`, whose leaves are `jax.ShapeDtypeStruct`s with their shardings.
 
-    Paths of the checkpoint that `target` lacks are not read. Raises whatever orbax raises.
+    Paths of the checkpoint that `target` lacks are not read; dtypes are converted. Raises whatever orbax raises.
     """
-    tree = nested(target)
+    tree = nested(by_path(target))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
             path / STATE,
@@ -138,12 +139,17 @@ def load(path: Path, target: Any) -> Any:
     return from_paths(target, by_path(restored))
 
 
+def params_prefix(record: Record) -> str:
+    """Where the parameters to evaluate are: the average of the weights where one was kept."""
+    return AVERAGE if any(path.startswith(AVERAGE) for path in record.signature) else PARAMS
+
+
 def differences(saved: Signature, wanted: Signature) -> list[str]:
     """One line for every array that only one of the two has, or that differs."""
-    lines = [f"missing from the checkpoint: {p} {_form(wanted[p])}" for p in wanted if p not in saved]
-    lines += [f"unexpected in the checkpoint: {p} {_form(saved[p])}" for p in saved if p not in wanted]
+    lines = [f"missing from the checkpoint: {p} {form(wanted[p])}" for p in wanted if p not in saved]
+    lines += [f"unexpected in the checkpoint: {p} {form(saved[p])}" for p in saved if p not in wanted]
     lines += [
-        f"different: {p} is {_form(saved[p])} in the checkpoint and {_form(wanted[p])} here"
+        f"different: {p} is {form(saved[p])} in the checkpoint and {form(wanted[p])} here"
         for p in wanted
         if p in saved and saved[p] != wanted[p]
     ]
@@ -156,7 +162,7 @@ def check_fit(record: Record, wanted: Signature, vocabulary: str, where: Path) -
     if vocabulary and record.vocabulary != vocabulary:
         problems["vocabulary"] = [f"item vocabulary {record.vocabulary!r} in the checkpoint and {vocabulary!r} here"]
     lines = differences(record.signature, wanted)
-    in_params = [line for line in lines if ": params/" in line]
+    in_params = [line for line in lines if f": {PARAMS}" in line]
     if lines:  # what differs in the parameters differs in the optimiser's slots too: once is enough
         problems["model" if in_params else "optimiser"] = in_params or lines
     if problems:
@@ -167,7 +173,8 @@ def check_fit(record: Record, wanted: Signature, vocabulary: str, where: Path) -
         )
 
 
-def _form(leaf: tuple[str, tuple[int, ...]]) -> str:
+def form(leaf: tuple[str, tuple[int, ...]]) -> str:
+    """How an array is written in a message: float32[16,4]."""
     return f"{leaf[0]}[{','.join(map(str, leaf[1]))}]"
 
 

@@ -193,8 +193,9 @@ def test_when_all_are_damaged_the_run_stops_and_says_so_of_each(tmp_path):
     save(tmp_path, 1, 2)
     for step in (1, 2):
         cut(tmp_path / saved.name_of(step))
-    with pytest.warns(RuntimeWarning), pytest.raises(CheckpointError, match="(?s)step 2: .*step 1: "):
+    with pytest.warns(RuntimeWarning), pytest.raises(CheckpointError, match="(?s)0002: .*0001: "):
         restore(tmp_path)
+    assert saved.steps(tmp_path) == [1, 2]  # all are where they were
 
 
 def test_another_model_optimiser_or_vocabulary_is_refused_with_every_difference(tmp_path):

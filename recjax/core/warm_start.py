@@ -1,0 +1,107 @@
+"""Starting from the parameters of another model.
+
+Parameters are matched by path, after renaming those of the checkpoint. Nothing is left out in silence: every
+parameter that only one of the two has, and every other shape, is listed, and the start fails unless a pattern
+allows it. The idea is that of big_vision's `merge_params`. Optimiser state and step are not taken over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+
+from recjax.core import checkpoint, saved
+from recjax.core.errors import CheckpointError, ConfigError
+from recjax.core.module import Params
+from recjax.core.saved import Record, Signature
+from recjax.core.state import by_path, from_paths
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """Take the parameters (or their average) from the folder `checkpoints` of another run.
+
+    `step` is a number, "newest" or "max:METRIC" / "min:METRIC". `rename` are (regular expression, replacement)
+    pairs, applied one after another, as `re.sub` does, to the paths in the checkpoint. `allow` are regular
+    expressions of paths that may be missing, unexpected or of another shape; such parameters of the model keep
+    their fresh values.
+    """
+
+    checkpoints: str
+    step: int | str = "newest"
+    rename: tuple[tuple[str, str], ...] = ()
+    allow: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for pattern, replacement in (*self.rename, *((p, "") for p in self.allow)):
+            try:
+                re.sub(pattern, replacement, "")
+            except re.error as error:
+                raise ConfigError(f"cannot rename or allow {pattern!r}", where=f"WarmStart: {error}") from error
+
+
+def warm_start(config: WarmStart, params: Params) -> tuple[Params, list[str]]:
+    """`params` with the values of the checkpoint, and the paths that kept their own.
+
+    Every array keeps the dtype and the layout it has in `params`. Raises `CheckpointError` with all mismatches that
+    are not allowed, and with all rules that rename nothing.
+    """
+    leaves = by_path(params)
+
+    def read(path: Path, record: Record) -> tuple[Params, list[str]]:
+        prefix = saved.params_prefix(record)
+        source = {p.removeprefix(prefix): form for p, form in record.signature.items() if p.startswith(prefix)}
+        sources = match(source, saved.signature(params), config, where=str(path))
+        wanted = {
+            prefix + name: jax.ShapeDtypeStruct(leaves[p].shape, leaves[p].dtype, sharding=leaves[p].sharding)
+            for p, name in sources.items()
+        }
+        arrays = by_path(saved.load(path, saved.nested(wanted))) if wanted else {}
+        values = leaves | {p: arrays[prefix + name] for p, name in sources.items()}
+        return from_paths(params, values), [p for p in leaves if p not in sources]
+
+    return checkpoint.read_checkpoint(config.checkpoints, config.step, read)
+
+
+def match(source: Signature, target: Signature, config: WarmStart, where: str = "") -> dict[str, str]:
+    """The path in the checkpoint for every path of the model that takes its value from there."""
+    problems = []
+    renamed: dict[str, str] = {}
+    used = set()
+    for original in source:
+        name = original
+        for pattern, replacement in config.rename:
+            name, count = re.subn(pattern, replacement, name)
+            if count:
+                used.add(pattern)
+        if name in renamed:
+            problems.append(f"both {renamed[name]} and {original} would be named {name}")
+        renamed[name] = original
+    problems += [f"the rule {p!r} -> {r!r} renames nothing" for p, r in config.rename if p not in used]
+
+    def note(path: str, problem: str) -> None:
+        if not any(re.search(pattern, path) for pattern in config.allow):
+            problems.append(problem)
+
+    matched = {}
+    for path, form in target.items():
+        if path not in renamed:
+            note(path, f"missing from the checkpoint: {path} {saved.form(form)}")
+        elif (there := source[renamed[path]])[1] != form[1]:
+            note(path, f"different: {path} is {saved.form(there)} in the checkpoint and {saved.form(form)} here")
+        else:
+            matched[path] = renamed[path]
+    for path, original in renamed.items():
+        if path not in target:
+            was = "" if path == original else f" (there {original})"
+            note(path, f"unexpected in the checkpoint: {path} {saved.form(source[original])}{was}")
+    if problems:
+        raise CheckpointError(
+            "cannot warm start from this checkpoint:\n    " + "\n    ".join(problems),
+            where=where or config.checkpoints,
+            mend="add WarmStart.rename rules, or WarmStart.allow patterns for what may differ",
+        )
+    return matched
