@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 from recjax.core.errors import BundleError
 from recjax.core.folder import hash_of, new_folder, write_manifest
 from recjax.core.module import Functional, Params
+from recjax.core.state import by_path, from_paths
 from recjax.data.vocab import FIRST_ITEM, ItemVocab
 from recjax.recommend import Recommend, make_recommend
 from recjax.serve import bundle as layout
@@ -57,14 +59,16 @@ def export_bundle(
     if len(titles) != vocab.num_rows:
         raise ValueError(f"{len(titles)} titles for {vocab.num_rows} rows")
     max_k = min(max_k, vocab.num_items)
-    weights = flatten(params)
-    params = jax.tree.unflatten(jax.tree.structure(params), list(weights.values()))
+    weights = _host(params)
+    params = from_paths(params, weights)
     recommend = make_recommend(model, num_items=vocab.num_items, k=max_k)
     function, refused = _lower(recommend, params, weights, history_length, tuple(platforms))
     schema = layout.schema_of(history_length, max_k)
     with new_folder(out, error=BundleError) as folder:
         (folder / layout.FUNCTION_FILE).write_bytes(function.serialize())
         save_file(weights, folder / layout.WEIGHTS_FILE)
+        # safetensors lets nobody else read what it wrote.
+        shutil.copymode(folder / layout.FUNCTION_FILE, folder / layout.WEIGHTS_FILE)
         vocab.save(folder / layout.VOCABULARY_FILE)
         (folder / layout.TITLES_FILE).write_text(json.dumps(list(titles), ensure_ascii=False), encoding="utf-8")
         write_manifest(
@@ -93,29 +97,24 @@ def export_bundle(
     return Path(out)
 
 
-def flatten(params: Params) -> dict[str, np.ndarray]:
-    """The arrays of a nested dict by path, such as "block/attention/query"; in the order of `jax.tree.leaves`."""
-    flat: dict[str, np.ndarray] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name in flat:
-            raise BundleError(f"two parameters have the path {name!r}")
-        flat[name] = np.ascontiguousarray(jax.device_get(leaf))
-        if not np.isfinite(flat[name].astype(np.float32)).all():
+def _host(params: Params) -> dict[str, np.ndarray]:
+    """The arrays by path, such as "transformer/blocks/ffn/up"; raises `BundleError` for one that is not finite."""
+    weights = {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in by_path(params).items()}
+    for name, array in weights.items():
+        if not np.isfinite(array.astype(np.float32)).all():
             raise BundleError(
                 "a parameter holds values that are not finite", where=name, mend="export an earlier checkpoint"
             )
-    return flat
+    return weights
 
 
 def _lower(
     recommend: Recommend, params: Params, weights: dict[str, np.ndarray], length: int, platforms: tuple[str, ...]
 ) -> tuple[jax.export.Exported, dict[str, str]]:
     """The exported function and, for each platform it could not be lowered for, why."""
-    names, tree = list(weights), jax.tree.structure(params)
 
     def by_name(weights: dict[str, jax.Array], history_ids: jax.Array, seen_ids: jax.Array) -> Any:
-        return recommend(jax.tree.unflatten(tree, [weights[name] for name in names]), history_ids, seen_ids)
+        return recommend(from_paths(params, weights), history_ids, seen_ids)
 
     batch, seen = jax.export.symbolic_shape("b, n")
     arguments = (

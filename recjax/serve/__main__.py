@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from recjax import cli
 from recjax.core.errors import RecjaxError
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "safetensors")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.ArgumentParser:
     """The flags of `recjax serve`."""
-    flags = argparse.ArgumentParser(prog="recjax serve", description="Serve exported bundles over HTTP.")
+    flags = cli.ArgumentParser("serve")
     flags.add_argument(
         "--bundle", action="append", required=True, metavar="DIR", help="may be repeated; first is default"
     )
@@ -82,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if self.started:
                     print(f"serving {', '.join(b.name for b in bundles)} on {address}", flush=True)
 
+        _keep_compiled()
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
         # uvicorn raises the signal again when it has finished; for a server that is told to stop this is no failure.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -98,5 +101,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _keep_compiled() -> None:
+    """Keep compiled programs, so that the next start with the same bundle is quick."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path(os.environ.get("RECJAX_CACHE", Path.home() / ".cache" / "recjax")) / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run(main))

@@ -1,9 +1,9 @@
 """Answering many requests with few calls of the model.
 
 Requests wait in a queue for at most `max_wait` seconds (none at all while the previous call was running that long)
-and go through the model together. Batches are filled up to powers of two and seen items to a few widths, so that
-only a handful of shapes is ever compiled, all of them by `warm_up`. One thread runs the model; the event loop never
-waits for it. Rows do not influence one another, so an answer does not depend on its company.
+and go through the model together. Batches are filled up to powers of two and seen items to one of two widths, so
+that only a handful of shapes is ever compiled, all of them by `warm_up`. One thread runs the model; the event loop
+never waits for it. Rows do not influence one another, so an answer does not depend on its company.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from recjax.serve.bundle import Bundle
 from recjax.serve.features import Encoded, pad
 from recjax.serve.request import MAX_HISTORY
 
-SEEN_WIDTHS = (256, MAX_HISTORY)
+SEEN = 256  # seen items of most requests; more of them take the widest shape, in two batch sizes only
 
 
 class Answer(NamedTuple):
@@ -60,13 +60,11 @@ class Batcher:
 
     def warm_up(self) -> int:
         """Compile every shape that requests can have, so that none of them waits for it; returns how many."""
-        sizes = [1 << i for i in range(self._max_batch.bit_length())]
-        for size in sizes:
-            for width in SEEN_WIDTHS:
-                self._bundle.recommend(
-                    pad([], count=size, width=self._bundle.history_length), pad([], count=size, width=width)
-                )
-        return len(sizes) * len(SEEN_WIDTHS)
+        shapes = {self._shape(count, seen) for count in range(1, self._max_batch + 1) for seen in (SEEN, MAX_HISTORY)}
+        for count, width in sorted(shapes):
+            length = self._bundle.history_length
+            self._bundle.recommend(pad([], count=count, width=length), pad([], count=count, width=width))
+        return len(shapes)
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -126,16 +124,20 @@ class Batcher:
 
     def _run(self, batch: list[_Waiting]) -> list[Answer]:
         start = time.perf_counter()
-        count = power_of_two(len(batch))
         seen = [w.encoded.seen_ids if w.exclude_seen else w.encoded.seen_ids[:0] for w in batch]
-        longest = max(len(ids) for ids in seen)
-        width = next(w for w in SEEN_WIDTHS if w >= longest)
+        count, width = self._shape(len(batch), max(len(ids) for ids in seen))
         history = [w.encoded.history_ids for w in batch]
         scores, rows = self._bundle.recommend(
             pad(history, count=count, width=self._bundle.history_length), pad(seen, count=count, width=width)
         )
         self._on_batch(len(batch), time.perf_counter() - start)
         return [Answer(scores[i], rows[i]) for i in range(len(batch))]
+
+    def _shape(self, count: int, seen: int) -> tuple[int, int]:
+        """Batch rows and width of the seen items for `count` requests with at most `seen` each."""
+        if seen <= SEEN:
+            return power_of_two(count), SEEN
+        return 1 if count == 1 else self._max_batch, MAX_HISTORY
 
 
 def power_of_two(count: int) -> int:

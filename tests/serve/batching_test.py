@@ -8,9 +8,10 @@ import pytest
 
 from recjax.core.errors import RequestError
 from recjax.data.vocab import FIRST_ITEM
-from recjax.serve.batching import SEEN_WIDTHS, Batcher, power_of_two
+from recjax.serve.batching import SEEN, Batcher, power_of_two
 from recjax.serve.bundle import Bundle
 from recjax.serve.features import Encoded
+from recjax.serve.request import MAX_HISTORY
 
 
 class Stub(Bundle):
@@ -61,8 +62,8 @@ def test_everyone_gets_their_own_answer_and_shapes_are_few():
     for i, answer in enumerate(answers, 1000):
         assert answer.scores[0] == i + 1
         assert answer.rows[0] == (i % 400 + 1 if i % 2 == 0 else 0)
-    assert {b for (b, _), _ in stub.shapes} <= {1, 2, 4, 8}
-    assert {n for _, (_, n) in stub.shapes} <= set(SEEN_WIDTHS)
+    wide = {(1, MAX_HISTORY), (8, MAX_HISTORY)}
+    assert {seen for _, seen in stub.shapes} <= wide | {(b, SEEN) for b in (1, 2, 4, 8)}
     assert len(stub.shapes) < 300  # they did travel together
 
 
@@ -138,7 +139,12 @@ def test_stopping_answers_what_waits():
 
 def test_warm_up_compiles_every_shape_there_can_be():
     stub = Stub()
-    assert Batcher(stub, max_batch=5).warm_up() == len(set(stub.shapes)) == 4 * len(SEEN_WIDTHS)
+    assert Batcher(stub, max_batch=5).warm_up() == len(stub.shapes) == len(set(stub.shapes))
+    assert {seen for _, seen in stub.shapes} == {
+        *((b, SEEN) for b in (1, 2, 4, 8)),
+        (1, MAX_HISTORY),
+        (8, MAX_HISTORY),
+    }
 
 
 def test_rows_of_a_real_batch_do_not_touch_each_other(exported):

@@ -1,0 +1,119 @@
+"""`recjax infer`: run a checkpoint over a task and write what comes out as an artifact.
+
+    recommendations   user_index int64 [n], rows int32 [n, k], scores float32 [n, k], best first (row 0 and -inf: none)
+    user_vectors      user_index int64 [n], vectors float32 [n, d]
+    item_vectors      rows int32 [num_items], vectors float32 [num_items, d]
+
+A score is the inner product of a user vector and an item vector. Every user of the split stands in it once, in the
+order of `eval_batches` (longest history first); rows that only filled a batch are dropped. Results go to disk batch
+by batch. It computes no metrics: that is `recjax evaluate`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from recjax.core.artifact import ArtifactWriter, open_artifact
+from recjax.core.errors import ConfigError
+from recjax.core.module import Functional, Params
+from recjax.core.sharding import Mesh
+from recjax.data.batch import PAD
+from recjax.data.examples import Examples
+from recjax.data.pipeline import eval_batches
+from recjax.data.vocab import FIRST_ITEM
+from recjax.recommend import encode, make_recommend
+
+KINDS = ("recommendations", "user_vectors", "item_vectors")
+_ITEM_BLOCK = 65_536
+
+
+def infer(
+    model: Functional,
+    params: Params,
+    examples: Examples,
+    *,
+    kind: str,
+    out: str | os.PathLike[str],
+    history_length: int,
+    split: str = "test",
+    k: int = 100,
+    exclude_seen: bool = True,
+    batch_size: int = 256,
+    mesh: Mesh | None = None,
+    recipe: str = "",
+    step: int = 0,
+) -> Path:
+    """Write an artifact of `kind` at `out` and return its path.
+
+    `k` is cut to the number of items; `batch_size` is rounded up to what `mesh` can divide. Raises `ConfigError` for
+    an unknown kind, `ArtifactError` when `out` exists and `ExamplesError` for a split without targets.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"cannot infer {kind!r}", expected=f"one of: {', '.join(KINDS)}")
+    if jax.process_count() > 1:
+        raise ConfigError("infer runs in one process", where=f"{jax.process_count()} processes")
+    if k < 1:
+        raise ConfigError(f"k is {k}", expected="at least 1")
+    vocab, k = examples.vocab, min(k, examples.vocab.num_items)
+    about: dict[str, Any] = {"task": examples.manifest.get("task"), "examples": examples.hash}
+    if kind != "item_vectors":
+        about |= {"split": split, "history_length": history_length}
+    if kind == "recommendations":
+        about |= {"k": k, "exclude_seen": exclude_seen}
+    facts = {"recipe": recipe, "step": step, "vocabulary_hash": vocab.hash, "about": about}
+    with open_artifact(out, kind=kind, **facts) as writer, mesh.activate() if mesh else contextlib.nullcontext():
+        if kind == "item_vectors":
+            _write_items(writer, model, params, vocab.num_items)
+            return Path(out)
+        if kind == "recommendations":
+            names, run = ("scores", "rows"), make_recommend(model, num_items=vocab.num_items, k=k)
+        else:
+            names, run = (
+                ("vectors",),
+                lambda params, history, seen: (encode(model, params, history)[0].astype("float32"),),
+            )
+        parts = mesh.size_of("batch") if mesh else 1
+        batch_size = -(-batch_size // parts) * parts
+        batches = eval_batches(examples, split, batch_size=batch_size, history_length=history_length)
+        for users, arrays in _results(jax.jit(run), params, batches, mesh, exclude_seen):
+            writer.append("user_index", users)
+            for name, array in zip(names, arrays, strict=True):
+                writer.append(name, array)
+    return Path(out)
+
+
+def _results(
+    run: Callable[..., Any], params: Params, batches: Iterator[Any], mesh: Mesh | None, exclude_seen: bool
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """User numbers and results of every batch, filling rows dropped; the next batch is made while the last is read."""
+    waiting: tuple[np.ndarray, np.ndarray, Any] | None = None
+
+    def read(batch: tuple[np.ndarray, np.ndarray, Any]) -> tuple[np.ndarray, list[np.ndarray]]:
+        users, real, arrays = batch
+        return users[real], [np.asarray(array)[real] for array in arrays]
+
+    for batch in batches:
+        seen = batch["seen_ids"] if exclude_seen else np.full_like(batch["seen_ids"][:, :1], PAD)
+        inputs = {"history_ids": batch["history_ids"], "seen_ids": seen}
+        placed = mesh.put_batch(inputs) if mesh else inputs
+        started = run(params, placed["history_ids"], placed["seen_ids"])
+        if waiting is not None:
+            yield read(waiting)
+        waiting = batch["user_index"], batch["row_weight"] > 0, started
+    if waiting is not None:
+        yield read(waiting)
+
+
+def _write_items(writer: ArtifactWriter, model: Functional, params: Params, num_items: int) -> None:
+    table = jax.jit(lambda params, ids: encode(model, params, ids)[1])(params, np.full((1, 1), PAD, np.int32))
+    for start in range(FIRST_ITEM, FIRST_ITEM + num_items, _ITEM_BLOCK):
+        end = min(start + _ITEM_BLOCK, FIRST_ITEM + num_items)
+        writer.append("rows", np.arange(start, end, dtype=np.int32))
+        writer.append("vectors", np.asarray(table[start:end], np.float32))
