@@ -1,0 +1,165 @@
+"""A prepared folder: examples, vocabulary, catalogue and the manifest that says what they are.
+
+    manifest.json                             what, from what, how split, how many, sizes and checksums of all files
+    vocabulary.json                           item ids <-> rows
+    items.parquet                             row, item_id, title (when there are titles), train_count
+    users.parquet                             user_index, user_id
+    <split>-00000-of-0000N.arrayrecord        the examples (see `record.py` and the schema in the manifest)
+    <split>-lengths.npy                       int32: how many items each example has
+
+`write_examples` makes such a folder whole or not at all; `Examples.open` reads it without TensorFlow. It knows nothing
+of tasks, and never repairs: what is missing, shortened, altered or of another format is an `ExamplesError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recjax.core.errors import ExamplesError
+from recjax.core.folder import check_files, new_folder, read_manifest, write_manifest
+from recjax.data.record import Columns, Field, Schema
+from recjax.data.shards import SHARD_BYTES, DiskSource, ExampleSource, ShardWriter, read_all
+from recjax.data.vocab import ItemVocab
+
+FORMAT = 1
+MEMORY_BYTES = 2 * 2**30
+_WHAT = "folder of prepared examples"
+
+
+class ExamplesWriter:
+    """Collects the parts of a prepared folder; made by `write_examples`."""
+
+    def __init__(self, folder: Path, *, shard_bytes: int) -> None:
+        self._folder, self._shard_bytes = folder, shard_bytes
+        self._splits: dict[str, tuple[ShardWriter, Schema, list[np.ndarray]]] = {}
+
+    def add(self, split: str, schema: Schema, columns: Columns) -> None:
+        """Append examples to a split; the schema must be the same each time and have a list field `items`."""
+        if split not in self._splits:
+            self._splits[split] = ShardWriter(self._folder, split, schema, shard_bytes=self._shard_bytes), schema, []
+        writer, _, lengths = self._splits[split]
+        writer.add(columns)
+        lengths.append(np.diff(columns["items"].offsets).astype(np.int32))
+
+    def close(self) -> dict[str, dict[str, Any]]:
+        """Finish all files; split -> what the manifest says about it."""
+        told = {}
+        for split, (writer, schema, lengths) in self._splits.items():
+            all_lengths = np.concatenate([np.empty(0, np.int32), *lengths])
+            np.save(self._folder / f"{split}-lengths.npy", all_lengths)
+            told[split] = {
+                "examples": writer.examples,
+                "items": int(all_lengths.sum(dtype=np.int64)),
+                "bytes": writer.nbytes,
+                "shards": writer.close(),
+                "schema": [dataclasses.asdict(field) for field in schema],
+            }
+        return told
+
+
+@contextlib.contextmanager
+def write_examples(
+    path: str | os.PathLike[str],
+    *,
+    vocab: ItemVocab,
+    items: pl.DataFrame,
+    users: pl.DataFrame,
+    facts: Mapping[str, Any],
+    shard_bytes: int = SHARD_BYTES,
+) -> Iterator[ExamplesWriter]:
+    """Write a prepared folder, which appears when the block ends well; raises `ExamplesError` when `path` exists.
+
+    `facts` is what the manifest says besides what can be counted here; the writer's caller may add to it meanwhile.
+    """
+    with new_folder(path, error=ExamplesError) as folder:
+        writer = ExamplesWriter(folder, shard_bytes=shard_bytes)
+        try:
+            yield writer
+        finally:
+            splits = writer.close()
+        vocab.save(folder / "vocabulary.json")
+        items.write_parquet(folder / "items.parquet")
+        users.write_parquet(folder / "users.parquet")
+        sizes = {"vocabulary_hash": vocab.hash, "num_items": vocab.num_items, "num_rows": vocab.num_rows}
+        write_manifest(folder, {"format": FORMAT, **facts, **sizes, "splits": splits})
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A checked prepared folder."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Examples:
+        """Raises `ExamplesError` when the folder is missing or damaged; `verify` reads every byte to make sure."""
+        folder = Path(path)
+        manifest = read_manifest(folder, format_version=FORMAT, what=_WHAT, error=ExamplesError)
+        check_files(folder, manifest, verify=verify, error=ExamplesError)
+        return cls(folder, manifest)
+
+    @property
+    def hash(self) -> str:
+        """Hexadecimal digits that are the same for the same task, data and format, whenever prepared."""
+        return self.manifest["content_hash"]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.manifest["splits"])
+
+    @functools.cached_property
+    def vocab(self) -> ItemVocab:
+        return ItemVocab.load(self.path / "vocabulary.json")
+
+    @functools.cached_property
+    def item_count(self) -> np.ndarray:
+        """float32 [num_rows]: how often each row occurs in the training events; 0 for padding and unknown."""
+        count = np.zeros(self.vocab.num_rows, np.float32)
+        count[self._items["row"].to_numpy()] = self._items["train_count"].to_numpy()
+        return count
+
+    def titles(self) -> list[str | None]:
+        """The title of each row, None where there is none."""
+        found: list[str | None] = [None] * self.vocab.num_rows
+        if "title" in self._items.columns:
+            for row, title in self._items.select("row", "title").iter_rows():
+                found[row] = title
+        return found
+
+    def user_ids(self) -> list[int | str]:
+        """The user id of each `user_index`."""
+        return pl.read_parquet(self.path / "users.parquet").get_column("user_id").to_list()
+
+    def schema(self, split: str) -> tuple[Field, ...]:
+        """The fields of the examples of a split."""
+        return tuple(Field(**f) for f in self._split(split)["schema"])
+
+    def source(self, split: str, *, memory_bytes: int = MEMORY_BYTES) -> ExampleSource:
+        """The examples of a split by number, decoded in memory when they fit in `memory_bytes`, else read from disk."""
+        told, schema = self._split(split), self.schema(split)
+        lengths = np.load(self.path / f"{split}-lengths.npy", allow_pickle=False)
+        paths = [self.path / name for name in told["shards"]]
+        if told["bytes"] > memory_bytes:
+            return DiskSource(paths, schema, lengths)
+        return read_all(paths, schema, lengths)
+
+    @functools.cached_property
+    def _items(self) -> pl.DataFrame:
+        return pl.read_parquet(self.path / "items.parquet")
+
+    def _split(self, split: str) -> Mapping[str, Any]:
+        if split not in self.manifest["splits"]:
+            raise ExamplesError(
+                f"there is no split {split!r}", where=str(self.path), expected=f"one of: {', '.join(self.splits)}"
+            )
+        return self.manifest["splits"][split]

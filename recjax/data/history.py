@@ -1,0 +1,173 @@
+"""From a log to one history per user, where to cut it into train, valid and test, and which windows to train on.
+
+The log is sorted and grouped once (polars), and everything after that is arithmetic on lengths: a split is three
+numbers per user, a window is an example and an end. The same functions take one user's numbers or all users' at once.
+
+Order and ties: a user's events are in the order that the data directory gives them (`order`: by time, then position,
+then file order). `leave_one_out` therefore breaks ties by file order; for `global_time` an event at exactly the cut-off
+time is after the cut-off.
+
+What `leave_one_out` does not promise: that no training event of another user is later than a test event. Only
+`global_time` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from recjax.core.errors import DataError
+
+SPLITS = ("train", "valid", "test")
+TIE_RULES = {
+    "leave_one_out": "events of a user at the same time stay in file order",
+    "global_time": "an event at the cut-off time is after it; events of a user at the same time stay in file order",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histories:
+    """All events, user after user, oldest first.
+
+    User u is `user_ids[u]` and has the events `offsets[u]` to `offsets[u + 1]`; event e is item `item_ids[items[e]]` at
+    `times[e]` seconds (None without times). Users and items are sorted by their ids.
+    """
+
+    user_ids: pl.Series
+    item_ids: pl.Series
+    offsets: np.ndarray
+    items: np.ndarray
+    times: np.ndarray | None
+    users_dropped: int = 0
+    events_dropped: int = 0
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+
+def histories(interactions: pl.DataFrame, *, min_events: int = 1) -> Histories:
+    """Group a log by user; users with fewer than `min_events` events are left out as if they were not in the log.
+
+    Needs user_id, item_id, `order`, and timestamp where there are times.
+    """
+    log = interactions.select(["user_id", "item_id", "order", *_times_of(interactions)])
+    log = log.sort(["user_id", "order"], maintain_order=True)
+    users = log.get_column("user_id").rle_id().to_numpy()
+    counts = np.bincount(users, minlength=0)
+    kept = counts >= min_events
+    if not kept.all():
+        log = log.filter(pl.Series(kept[users]))
+    if log.is_empty():
+        raise DataError(
+            "no user has enough events",
+            where="interactions",
+            expected=f"users with at least {min_events} events (min_events)",
+            mend="lower min_events, or bring more data",
+        )
+    item = log.get_column("item_id")
+    return Histories(
+        user_ids=log.get_column("user_id").unique(maintain_order=True),
+        item_ids=item.unique().sort(),
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[kept], dtype=np.int64)]),
+        items=(item.rank("dense") - 1).cast(pl.Int32).to_numpy(),
+        times=log.get_column("timestamp").to_numpy() if "timestamp" in log.columns else None,
+        users_dropped=int(np.count_nonzero(~kept)),
+        events_dropped=int(counts[~kept].sum()),
+    )
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """How each user's events are divided.
+
+    The first `train_end` are for training. The event at `valid_at` (`test_at`) is the valid (test) target and all
+    events before it are its history; -1 where the user has no such target.
+    """
+
+    train_end: np.ndarray
+    valid_at: np.ndarray
+    test_at: np.ndarray
+
+
+def leave_one_out(lengths: np.ndarray) -> Cuts:
+    """The last event is for test, the one before for valid; users with fewer than three events only train."""
+    enough = lengths >= 3
+    return Cuts(
+        np.where(enough, lengths - 2, lengths),
+        np.where(enough, lengths - 2, -1),
+        np.where(enough, lengths - 1, -1),
+    )
+
+
+def cutoff_times(times: np.ndarray, *, valid_fraction: float, test_fraction: float) -> tuple[int, int]:
+    """The times that the last `valid_fraction + test_fraction` and the last `test_fraction` of the events begin with.
+
+    They are times of events: with n events in order of time, the event number floor(n * (1 - fraction)).
+    """
+    last = len(times) - 1
+    numbers = [min(int(len(times) * (1 - f) + 1e-6), last) for f in (valid_fraction + test_fraction, test_fraction)]
+    found = np.partition(times, numbers)
+    return int(found[numbers[0]]), int(found[numbers[1]])
+
+
+def events_before(times: np.ndarray, offsets: np.ndarray, cutoff: int) -> np.ndarray:
+    """int64 per user: how many of its events are before `cutoff`."""
+    sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(times < cutoff)])
+    return sums[offsets[1:]] - sums[offsets[:-1]]
+
+
+def global_time(lengths: np.ndarray, before_valid: np.ndarray, before_test: np.ndarray) -> Cuts:
+    """Train on what is before the valid cut-off; the first event from each cut-off on is the target.
+
+    An event of the valid period is never a test target, nor the other way round.
+    """
+    return Cuts(
+        before_valid,
+        np.where(before_valid < before_test, before_valid, -1),
+        np.where(before_test < lengths, before_test, -1),
+    )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The training windows of a set of examples: window k ends before event `end[k]` of example `example[k]`."""
+
+    example: np.ndarray
+    end: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.end)
+
+
+def windows(lengths: np.ndarray, history_length: int, *, cut: str) -> Windows:
+    """All windows of one epoch, in order of example. A window has at most `history_length` targets, at least one.
+
+    "last": the newest window of each example. "chunk": consecutive windows from the newest backwards, so that every
+    target counts once. "random": one window per example, whose end `random_ends` draws anew for each epoch.
+    Examples with fewer than two events have no window.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    targets = np.maximum(lengths - 1, 0)
+    counts = -(-targets // history_length) if cut == "chunk" else np.minimum(targets, 1)
+    example = np.repeat(np.arange(len(lengths)), counts)
+    first = np.cumsum(counts) - counts
+    number = np.arange(len(example)) - first[example]
+    return Windows(example, lengths[example] - number * history_length)
+
+
+def random_ends(lengths: np.ndarray, history_length: int, draws: np.ndarray) -> np.ndarray:
+    """The ends of windows of `history_length` targets (all of them where there are fewer); `draws` are uint64."""
+    choices = np.maximum(lengths - history_length, 1).astype(np.uint64)
+    return np.minimum(lengths, history_length + 1) + (draws % choices).astype(np.int64)
+
+
+def window_start(end: np.ndarray, history_length: int) -> np.ndarray:
+    """The first event of a window that ends before `end`; it is input only, the others are targets as well."""
+    return np.maximum(end - history_length - 1, 0)
+
+
+def _times_of(interactions: pl.DataFrame) -> list[str]:
+    return ["timestamp"] if "timestamp" in interactions.columns else []
