@@ -40,8 +40,14 @@ def _is_missing(values: pl.Series) -> pl.Series:
     return values.is_null()
 
 
-def read_ids(values: pl.Series, found: Findings, file: str, *, from_text: bool) -> tuple[pl.Series, str] | None:
-    """Ids as Int64 (whole numbers) or String, and how they were understood.
+def _null_missing(values: pl.Series) -> pl.Series:
+    return pl.select(pl.when(~_is_missing(values)).then(values)).to_series().alias(values.name)
+
+
+def read_ids(
+    values: pl.Series, found: Findings, file: str, *, from_text: bool, optional: bool = False
+) -> tuple[pl.Series, str] | None:
+    """Ids as Int64 (whole numbers) or String, and how they were understood; `optional` ones may be missing.
 
     Text files hold whole-number ids when every value is a plain integer ("7", not "007"); otherwise their ids are
     text. Parquet text stays text.
@@ -54,13 +60,16 @@ def read_ids(values: pl.Series, found: Findings, file: str, *, from_text: bool) 
         found.error(file, f"an id cannot be of type {values.dtype}", column=column, expected=expected)
         return None
     mend = "drop these rows, or give them their ids"
-    if _flag(_is_missing(values), found, file, column, "the id is missing", expected=expected, mend=mend):
+    if optional:
+        values = _null_missing(values)
+    elif _flag(_is_missing(values), found, file, column, "the id is missing", expected=expected, mend=mend):
         return None
     meaning = "id, whole numbers"
     if values.dtype == pl.String and from_text:
         whole = values.str.contains(_INTEGER)
         if whole.all():
-            values = values.cast(pl.Int64, strict=False) if values.str.len_bytes().max() < 19 else values  # type: ignore[operator]
+            longest = values.str.len_bytes().max() or 0
+            values = values.cast(pl.Int64) if longest < 19 else values  # type: ignore[operator]
         elif values.str.contains(r"^-?\d+\.0+$").all():
             values = values.cast(pl.Float64)
         elif whole.any():
@@ -81,7 +90,7 @@ def read_ids(values: pl.Series, found: Findings, file: str, *, from_text: bool) 
         meaning = "id, whole numbers (written with decimals)"
     if values.dtype == pl.String:
         return values, "id, text"
-    if values.dtype == pl.UInt64 and values.max() >= 2**63:  # type: ignore[operator]
+    if values.dtype == pl.UInt64 and (values.max() or 0) >= 2**63:  # type: ignore[operator]
         return values.cast(pl.String), "id, unsigned 64-bit numbers kept as text"
     mend = "drop these rows if they mean missing; else renumber, or write the ids as text in Parquet"
     if _flag(values < 0, found, file, column, "the id is negative", expected="ids from 0 upwards", mend=mend):
@@ -188,7 +197,7 @@ def type_text(values: pl.Series) -> pl.Series:
     """A text column as Int64 or Float64 when every non-empty value is such a number, else as it is."""
     if values.dtype != pl.String or values.null_count() == len(values):
         return values
-    filled = values.set(values.is_in(MISSING).fill_null(False), None)
+    filled = _null_missing(values)
     for dtype, pattern in ((pl.Int64, r"^-?(0|[1-9]\d{0,17})$"), (pl.Float64, None)):
         if pattern is None or filled.str.contains(pattern).all():
             numbers = filled.cast(dtype, strict=False)

@@ -98,7 +98,8 @@ class Reader:
         for name in frame.columns:
             values = frame[name]
             if name in IDS:
-                ids = read_ids(values, found, file, from_text=from_text)
+                optional = name not in NEEDED[table]
+                ids = read_ids(values, found, file, from_text=from_text, optional=optional)
                 if ids is not None:
                     frame = frame.with_columns(ids[0].alias(name))
                     meanings.append(f"{name} = {ids[1]}")

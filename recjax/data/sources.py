@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
+from recjax.data.directory import SIMULATED
 from recjax.data.problems import Findings
 from recjax.data.reader import NEEDED, TABLES, Reader
 from recjax.data.relations import align_ids, check_unique, count_unknown
@@ -76,6 +77,7 @@ def read_tables(path: str, columns: Mapping[str, str], found: Findings) -> Table
         **rest,
         vectors=vectors,
         source_hash=hash_,
+        simulated=(folder / SIMULATED).exists(),
         notes=tuple(found.notes),
         warnings=warnings,
     )
