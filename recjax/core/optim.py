@@ -28,7 +28,7 @@ from recjax.core.state import TrainState, by_path, from_paths
 
 KINDS = ("adam", "adamw", "sgd", "adagrad")
 # Norms, biases and embeddings, by the names that recjax.nn gives them.
-NO_DECAY = (r"norm", r"(^|/)(bias|scale)(_\w+)?$", r"(^|/)\w*bias$", r"embed", r"(^|/)\w*table$", r"position")
+NO_DECAY = (r"norm", r"bias$", r"(^|/)(table|head|position)$")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
