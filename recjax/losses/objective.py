@@ -33,8 +33,13 @@ class LossSum(NamedTuple):
 class Objective:
     """Base of all objectives; subclasses add key fields and implement `__call__`."""
 
-    name: str = "loss"
+    name: str = "next_item"
     scale: float = 1.0
+    weight: str = "batch.weight"
+
+    def total_weight(self, batch: Tree) -> Float[Array, ""]:
+        """What the loss is divided by: the weight of the whole batch, known before any of it is computed."""
+        return find(self.weight, out={}, batch=batch, const={}).sum()
 
     def __call__(self, out: Tree, batch: Tree, const: Tree, key: jax.Array) -> LossSum:
         """Sum and weight of the loss; `key` seeds whatever the objective draws."""

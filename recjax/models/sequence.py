@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
+from recjax.core.flops import TokenFlops, per_token
 from recjax.core.module import Module, Params, Rngs, param
 from recjax.core.sharding import constrain
 from recjax.nn.dropout import dropout
@@ -64,6 +65,17 @@ class Sequence(Module):
         hidden = self.transformer(x, positions, segments, train=train, key=keys[1])
         hidden = hidden * self.config.logit_scale
         return {"hidden": hidden, "table": table if self.head is None else self.head[...]}
+
+    def token_flops(self, length: int) -> TokenFlops:
+        """Training FLOPs of one target in rows of `length`, with a full softmax over the table."""
+        c, params = self.config, nnx.to_pure_dict(nnx.state(self))
+        return per_token(
+            parameters=count_parameters(params)["backbone"],
+            layers=c.num_layers,
+            length=length,
+            width=c.num_heads * c.head_width,
+            rows=self.table.shape[0],
+        )
 
 
 def count_parameters(params: Params) -> dict[str, int]:

@@ -1,0 +1,81 @@
+"""What the verbs that work on a recipe have in common: their flags, and how a recipe is found and built.
+
+A recipe comes from `--gin_file`, from its name (`recjax train sasrec`), or, for verbs that take up a finished run,
+from the `config.gin` of its workdir. jax is set up here, before anything asks for a device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recjax.cli import ArgumentParser
+from recjax.core import config, distributed
+from recjax.core.errors import ConfigError
+from recjax.core.flags import Flags, parse_argv, recipe_files
+from recjax.recipe import Recipe
+
+CONFIG = "config.gin"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """A parsed command line: the recipe, the text it was built from, and the verb's own flags."""
+
+    recipe: Recipe
+    snapshot: config.Snapshot
+    flags: Flags
+    args: argparse.Namespace
+
+
+def parser(verb: str) -> ArgumentParser:
+    """A parser with the flags all of these verbs take."""
+    out = ArgumentParser(verb)
+    out.epilog = "gin flags: --gin_file=FILE, --gin.NAME=VALUE, --gin_search_paths=DIR"
+    out.add_argument("recipe", nargs="?", default="", help="name of a recipe, instead of --gin_file")
+    out.add_argument("--workdir", type=Path, help="folder of the run")
+    out.add_argument("--cache", type=Path, help="where prepared examples are kept (default: RECJAX_CACHE)")
+    return out
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> Command:
+    """Flags and recipe of one stage; raises `ConfigError` when it is not clear which."""
+    flags = parse_argv(argv)
+    args = parser.parse_args(list(flags.rest))
+    if args.recipe and flags.gin_files:
+        raise ConfigError("a recipe is given twice", where=f"{args.recipe} and --gin_file={flags.gin_files[0]}")
+    if args.recipe:
+        stages = recipe_files(args.recipe)
+        if len(stages) > 1:
+            names = ", ".join(f"{args.recipe}/{s.stem}" for s in stages)
+            raise ConfigError(f"{args.recipe} has several stages", expected=f"one of {names}")
+        flags = dataclasses.replace(flags, gin_files=(str(stages[0]),))
+    if not flags.gin_files and args.workdir is not None and (args.workdir / CONFIG).is_file():
+        flags = dataclasses.replace(flags, gin_files=(str(args.workdir / CONFIG),))
+    if not flags.gin_files:
+        where = "" if args.workdir is None else f"no {CONFIG} in {args.workdir}"
+        raise ConfigError("no recipe is given", where=where, mend=f"{parser.prog} NAME, or --gin_file=FILE")
+    recipe, snapshot = load(flags)
+    return Command(recipe=recipe, snapshot=snapshot, flags=flags, args=args)
+
+
+def load(flags: Flags) -> tuple[Recipe, config.Snapshot]:
+    """The recipe that gin files and bindings describe, and its text."""
+    config.parse(flags)
+    recipe: Any = config.build("recipe.Recipe")
+    return recipe, config.snapshot()
+
+
+def start_jax() -> None:
+    """Keep compiled programs between runs, and join the other processes if there are any."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path(os.environ.get("RECJAX_CACHE", Path.home() / ".cache" / "recjax")) / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    distributed.initialize()

@@ -1,0 +1,93 @@
+"""The one train step: outputs -> objectives -> gradients -> update.
+
+This is the only place that calls `value_and_grad`. It knows nothing of models or losses beyond their contracts: a
+model is a pure function of parameters and batch, an objective turns its outputs into a sum and a weight.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from recjax.core.module import Functional, Params
+from recjax.core.state import TrainState
+
+Tree = dict[str, Any]
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Tree, Tree], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    model: Functional,
+    objectives: Sequence[Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    accumulate: int = 1,
+) -> TrainStep:
+    """A pure function (state, batch, const) -> (state, metrics), to be jitted with the state donated.
+
+    The loss is the sum over objectives of `scale * total / weight`, `weight` being that of the whole batch, so that
+    cutting the batch into `accumulate` micro-batches or over devices changes nothing but rounding. Randomness is a
+    function of (`seed`, step, micro-batch) alone: a restart needs no random state. Metrics are scalars: `loss`, one
+    entry per objective and per metric of an objective, `grad_norm`, and `tokens`, the weight of the first objective.
+    """
+
+    def loss_of(params: Params, batch: Tree, const: Tree, weights: Tree, key: jax.Array) -> tuple[jax.Array, Tree]:
+        model_key, *keys = jax.random.split(key, 1 + len(objectives))
+        out = model.apply(params, batch, train=True, key=model_key)
+        loss, sums = jnp.float32(0), {}
+        for objective, objective_key in zip(objectives, keys, strict=True):
+            total, weight, metrics = objective(out, batch, const, objective_key)
+            loss += objective.scale * total / weights[objective.name]
+            sums[objective.name] = (total, weight)
+            sums.update({f"{objective.name}/{name}": value for name, value in metrics.items()})
+        return loss, sums
+
+    gradients_of = jax.value_and_grad(loss_of, has_aux=True)
+
+    def step(state: TrainState, batch: Tree, const: Tree) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        weights = {o.name: jnp.maximum(o.total_weight(batch), 1e-9) for o in objectives}
+        if accumulate == 1:
+            (loss, sums), gradients = gradients_of(state.params, batch, const, weights, key)
+        else:
+            loss, sums, gradients = _accumulated(
+                functools.partial(gradients_of, state.params), batch, const, weights, key, accumulate
+            )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in sums.items()}
+        tokens = weights[objectives[0].name]
+        metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradients), "tokens": tokens}
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return step
+
+
+def _accumulated(
+    gradients_of: Callable[..., Any], batch: Tree, const: Tree, weights: Tree, key: jax.Array, parts: int
+) -> tuple[jax.Array, Tree, Params]:
+    """Loss, sums and gradients added up over `parts` micro-batches, one in memory at a time."""
+
+    def split(x: jax.Array) -> jax.Array:
+        # Row i goes to micro-batch i % parts, so that every device keeps its own rows.
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def body(carry: Any, xs: Any) -> tuple[Any, None]:
+        micro_batch, micro_key = xs
+        (loss, sums), gradients = gradients_of(micro_batch, const, weights, micro_key)
+        return jax.tree.map(jnp.add, carry, (loss, sums, gradients)), None
+
+    xs = (jax.tree.map(split, batch), jax.random.split(key, parts))
+    first = jax.tree.map(lambda x: x[0], xs)
+    shapes = jax.eval_shape(lambda b, k: gradients_of(b, const, weights, k), *first)
+    (loss, sums), gradients = shapes
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss, sums, gradients))
+    (loss, sums, gradients), _ = jax.lax.scan(body, zeros, xs)
+    return loss, sums, gradients

@@ -1,0 +1,147 @@
+"""A recipe: everything a run is made of, as one frozen object built from gin.
+
+Every verb takes the same recipe and uses the part it needs, so training, evaluation and export can never disagree
+about the model, the data or the protocol. `assemble` joins a recipe with prepared examples and devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from recjax.core import optim, state
+from recjax.core.checkpoint import Checkpoints
+from recjax.core.errors import ConfigError, ExamplesError, MeshError
+from recjax.core.flops import TokenFlops
+from recjax.core.module import Functional, Module
+from recjax.core.sharding import Mesh, MeshConfig, make_mesh
+from recjax.core.state import TrainState
+from recjax.core.step import TrainStep, make_train_step
+from recjax.data.examples import Examples
+from recjax.data.pipeline import Feed
+from recjax.evaluation import Evaluation, Evaluator
+from recjax.losses.objective import Objective
+from recjax.tasks.mixtures import Mixture
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One system, ready to run.
+
+    `model` is a module class taking `num_rows` and `rngs` (gin binds the rest); `accumulate` cuts each batch into
+    that many micro-batches; `patience` ends training after so many evaluations on the validation split without a
+    better `checkpoints.metric` (0: never); `eval_every` 0 means only at the end.
+    """
+
+    name: str
+    mixture: Mixture
+    feed: Feed
+    model: Callable[..., Module]
+    objectives: Sequence[Objective]
+    optimizer: optim.Optimizer
+    mesh: MeshConfig = MeshConfig()
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    seed: int = 0
+    train_steps: int
+    accumulate: int = 1
+    log_every: int = 50
+    eval_every: int = 0
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        for field, least in (("train_steps", 1), ("accumulate", 1), ("log_every", 1), ("eval_every", 0), ("patience", 0)):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"{field} = {value!r} cannot be used", expected=f"a whole number, at least {least}")
+        names = [o.name for o in self.objectives]
+        if not names or len(set(names)) != len(names):
+            raise ConfigError("objectives need different names", where=str(names), expected="at least one objective")
+        if self.feed.batch_size % self.accumulate:
+            raise ConfigError(f"BATCH_SIZE {self.feed.batch_size} is not divisible by accumulate {self.accumulate}")
+
+
+class Assembly:
+    """A recipe joined with its examples and a mesh: the model as a function, its step, its shardings."""
+
+    def __init__(self, recipe: Recipe, examples: Sequence[Examples], devices: Sequence[Any] | None = None) -> None:
+        """Raises `ExamplesError` when the tasks do not share a vocabulary, `MeshError` when a batch cannot be split."""
+        hashes = {e.vocab.hash for e in examples}
+        if len(hashes) != 1:
+            raise ExamplesError(
+                "the tasks of a mixture must share one item vocabulary",
+                where=", ".join(f"{e.manifest['task']}: {e.vocab.hash}" for e in examples),
+                mend="prepare them from the same data directory",
+            )
+        self.recipe, self.examples, self.vocab = recipe, list(examples), examples[0].vocab
+        self.mesh: Mesh = make_mesh(recipe.mesh, None if devices is None else list(devices))
+        parts = self.mesh.size_of("batch") * recipe.accumulate
+        if recipe.feed.batch_size % parts:
+            raise MeshError(
+                f"BATCH_SIZE {recipe.feed.batch_size} cannot be split into {parts} equal parts",
+                where=f"MESH = {recipe.mesh.shape!r} with accumulate = {recipe.accumulate}",
+                mend="take a batch size that is a multiple of the batch axes times accumulate",
+            )
+        make = functools.partial(recipe.model, num_rows=self.vocab.num_rows)
+        self.model = Functional(lambda rngs: make(rngs=rngs))
+        self.optimizer = optim.make(recipe.optimizer, self.abstract_params(), recipe.train_steps)
+
+    def abstract_params(self) -> Any:
+        """Shapes and dtypes of the parameters; nothing is allocated."""
+        return jax.eval_shape(self.model.init, jax.random.key(0))
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the whole state; nothing is allocated."""
+        shapes = jax.eval_shape(self._init, jax.random.key(0))
+        shardings = state.shardings(self.mesh, shapes, self.model.axes)
+        return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+
+    def init_state(self) -> TrainState:
+        """A fresh state from the recipe's seed, each part made where it will live."""
+        shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state())
+        with self.mesh.activate():
+            return jax.jit(self._init, out_shardings=shardings)(jax.random.key(self.recipe.seed))
+
+    def _init(self, key: jax.Array) -> TrainState:
+        return state.create(self.model.init(key), self.optimizer)
+
+    def evaluator(self, split: str) -> Evaluator:
+        """Ranks the users of a split of the first task with any parameters of this model."""
+        return Evaluator(
+            self.examples[0],
+            split=split,
+            config=self.recipe.evaluation,
+            model=self.model,
+            history_length=self.recipe.feed.history_length,
+            times=self.recipe.feed.times,
+            mesh=self.mesh,
+        )
+
+    def flops_per_token(self) -> TokenFlops:
+        """Training arithmetic of one target, as the model counts it."""
+        model: Any = self.model.bind(self.abstract_params())
+        return model.token_flops(self.recipe.feed.row_length)
+
+    def train_step(self) -> TrainStep:
+        """The jitted train step; the state it is given is used up."""
+        recipe = self.recipe
+        step = make_train_step(
+            self.model, recipe.objectives, self.optimizer, seed=recipe.seed, accumulate=recipe.accumulate
+        )
+        shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state())
+        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+    def const(self) -> dict[str, jax.Array]:
+        """The facts about the examples that objectives may ask for (see `losses.objective`)."""
+        count = np.sum([e.item_count for e in self.examples], axis=0, dtype=np.float32)
+        valid = self.vocab.valid
+        sharding = self.mesh.sharding(("items",))
+        return {
+            "item_count": jax.make_array_from_callback(count.shape, sharding, lambda i: count[i]),
+            "item_valid": jax.make_array_from_callback(valid.shape, sharding, lambda i: valid[i]),
+        }

@@ -1,0 +1,316 @@
+"""`recjax train`: take a recipe from its last checkpoint, or from nothing, to its last step.
+
+The loop knows neither models nor losses: it fetches a batch, dispatches the step, and reads the metrics of the step
+before, so that the device never waits for the host. Whatever is needed to go on is in the checkpoint (state, data
+position, progress); a run that was killed and started again is the run that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from recjax import cli, command
+from recjax.core import flops, switch
+from recjax.core.checkpoint import Checkpointer
+from recjax.core.config import Snapshot
+from recjax.core.errors import ConfigError, TrainingError
+from recjax.core.optim import eval_params, learning_rate
+from recjax.core.state import TrainState
+from recjax.core.warm_start import WarmStart, warm_start
+from recjax.core.writer import LateMetrics, RunWriter, StepMetrics
+from recjax.data.examples import Examples
+from recjax.data.pipeline import BatchIterator, train_batches
+from recjax.models.sequence import count_parameters
+from recjax.prepare import ensure_prepared
+from recjax.recipe import Assembly, Recipe
+
+CHECKPOINTS = "checkpoints"
+INTERRUPTED = 143  # the exit status of a run that was told to stop, saved, and may be started again
+_AGREE_EVERY = 20
+
+
+@dataclasses.dataclass
+class Progress:
+    """What the loop remembers besides the state; kept in every checkpoint."""
+
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0  # evaluations since the best one
+
+    def note(self, step: int, value: float, mode: str) -> None:
+        """Take in the metric of an evaluation."""
+        if self.best is None or (value > self.best if mode == "max" else value < self.best):
+            self.best, self.best_step, self.stale = value, step, 0
+        else:
+            self.stale += 1
+
+
+class Pace:
+    """Targets per second over the steps since it was last asked; the first step, which compiles, does not count."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = self._waited = 0.0
+        self._is_warm = False
+
+    def add(self, found: StepMetrics) -> None:
+        """Count a step."""
+        if self._is_warm:
+            self._tokens += found.values["tokens"]
+            self._seconds += found.seconds
+            self._waited += found.waited
+        self._is_warm = True
+
+    def take(self, flops_per_token: float) -> dict[str, float]:
+        """`tokens_per_second`, model FLOP/s, MFU where a peak is known, and the share of time spent on the loader."""
+        tokens, seconds, waited = self._tokens, self._seconds, self._waited
+        self._tokens = self._seconds = self._waited = 0.0
+        if not seconds:
+            return {}
+        rate = tokens / seconds
+        used = flops.mfu(rate * flops_per_token)
+        out = {"tokens_per_second": rate, "flops_per_second": rate * flops_per_token, "data_wait": waited / seconds}
+        return out if used is None else out | {"mfu": used}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended: its last step, the best validation metric and its step, and why it stopped before its end."""
+
+    step: int
+    best: float | None
+    best_step: int
+    stopped: str  # "", "patience" or "signal"
+    seconds: float
+
+
+def train(
+    recipe: Recipe,
+    workdir: Path,
+    *,
+    snapshot: Snapshot | None = None,
+    cache: Path | None = None,
+    initial: WarmStart | None = None,
+    profile: tuple[int, int] | None = None,
+    words: Sequence[str] = (),
+) -> Outcome:
+    """Train `recipe` in `workdir`, going on from the newest whole checkpoint there.
+
+    `initial` says where the parameters of a fresh run come from; `profile` is a range of steps to trace into
+    `workdir/profile`; `words` is the command line for the manifest. Raises `TrainingError` when the loss is not a
+    number, `CheckpointError` when a checkpoint is of another model or vocabulary.
+    """
+    examples = [Examples.open(path) for path in ensure_prepared(recipe.mixture, cache)]
+    run = _Run(Assembly(recipe, examples), workdir, profile)
+    with (
+        run.assembly.mesh.activate(),
+        Checkpointer(
+            workdir / CHECKPOINTS, recipe.checkpoints, recipe=recipe.name, vocabulary=run.assembly.vocab.hash
+        ) as checkpoints,
+    ):
+        begin = run.restore_or_start(checkpoints, initial)
+        with RunWriter(workdir, first_step=int(begin.step), total_steps=recipe.train_steps) as writer, _Stop() as stop:
+            writer.describe(run.facts(words), snapshot)
+            return run.loop(begin, checkpoints, writer, stop)
+
+
+class _Run:
+    """The parts of a run that do not change from step to step."""
+
+    def __init__(self, assembly: Assembly, workdir: Path, profile: tuple[int, int] | None) -> None:
+        recipe = assembly.recipe
+        self.assembly, self.recipe, self.workdir, self.profile = assembly, recipe, workdir, profile
+        self.batches: BatchIterator = train_batches(
+            assembly.examples,
+            recipe.mixture.rates,
+            recipe.feed,
+            seed=recipe.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        self.evaluator = assembly.evaluator("valid")
+        self.learning_rate = learning_rate(recipe.optimizer, recipe.train_steps)
+        self.flops = assembly.flops_per_token()
+        self.progress, self.pace = Progress(), Pace()
+
+    def restore_or_start(self, checkpoints: Checkpointer, initial: WarmStart | None) -> TrainState:
+        """The state to go on from; the data position and the progress are set to match."""
+        restored = checkpoints.restore(self.assembly.abstract_state())
+        if restored is not None:
+            self.batches.set_state(restored.iterator["data"])
+            self.progress = Progress(**restored.iterator["progress"])
+            return restored.state
+        fresh = self.assembly.init_state()
+        return fresh if initial is None else dataclasses.replace(fresh, params=warm_start(initial, fresh.params)[0])
+
+    def facts(self, words: Sequence[str]) -> dict[str, Any]:
+        """What the manifest of the run says about it."""
+        return {
+            "recipe": self.recipe.name,
+            "command": list(words),
+            "seed": self.recipe.seed,
+            "examples": [str(e.hash) for e in self.assembly.examples],
+            "vocabulary": self.assembly.vocab.hash,
+            "simulated": any(e.manifest["simulated"] for e in self.assembly.examples),
+            "parameters": count_parameters(self.assembly.abstract_params()),
+            "flops_per_token": dataclasses.asdict(self.flops),
+            "epoch_targets": self.batches.epoch_targets,
+            "row_use": self.batches.row_use,
+        }
+
+    def loop(self, begin: TrainState, checkpoints: Checkpointer, writer: RunWriter, stop: _Stop) -> Outcome:
+        """Step until the last step, until patience runs out, or until told to stop."""
+        recipe, now = self.recipe, begin
+        train_step, const = self.assembly.train_step(), self.assembly.const()
+        late, started = LateMetrics(), time.perf_counter()
+        step, stopped = int(begin.step), "patience" if self._is_out_of_patience() else ""
+        first = step
+        while step < recipe.train_steps and not stopped:
+            waited = time.perf_counter()
+            batch = next(self.batches)
+            waited = time.perf_counter() - waited
+            self._trace(step - first, jax.block_until_ready, now.step)
+            now, metrics = train_step(now, self.assembly.mesh.put_batch(batch), const)
+            step += 1
+            self._note(late.put(step, metrics, waited), writer)
+            is_last, evaluated = step == recipe.train_steps, {}
+            if is_last or (recipe.eval_every and step % recipe.eval_every == 0):
+                self._note(late.flush(), writer)
+                evaluated = self._evaluate(step, now, writer)
+                now = self._after_evaluation(now, evaluated)
+            stopped = "signal" if stop.is_asked(step) else "patience" if self._is_out_of_patience() else ""
+            if checkpoints.due(step, is_last=is_last or bool(stopped), metrics=evaluated):
+                self._note(late.flush(), writer)
+                position = {"data": self.batches.get_state(), "progress": dataclasses.asdict(self.progress)}
+                checkpoints.save(now, iterator=position, metrics=evaluated)
+            checkpoints.check()
+        checkpoints.wait()
+        return Outcome(
+            step=step,
+            best=self.progress.best,
+            best_step=self.progress.best_step,
+            stopped=stopped,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _note(self, found: StepMetrics | None, writer: RunWriter) -> None:
+        """Look at the metrics of a step that is done: stop on NaN, log when it is time."""
+        if found is None:
+            return
+        loss = found.values["loss"]
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of step {found.step} is {loss}",
+                where=f"batch {found.step} of seed {self.recipe.seed}, data position {self.batches.get_state()}",
+                expected="a number; the last checkpoint is kept and was saved before this step",
+                mend="lower LEARNING_RATE, or set optim.Optimizer.clip_norm",
+            )
+        self.pace.add(found)
+        if found.step % self.recipe.log_every and found.step != self.recipe.train_steps:
+            return
+        epochs, speed = max(self.batches.epochs), self.pace.take(self.flops.total)
+        written = {f"train/{name}": value for name, value in found.values.items()}
+        written |= {"train/learning_rate": float(self.learning_rate(found.step - 1)), "train/epochs": epochs}
+        writer.write(found.step, written | {f"time/{name}": value for name, value in speed.items()})
+        shown = {"tokens/s": f"{speed.get('tokens_per_second', 0):,.0f}"}
+        shown |= {"MFU": f"{speed['mfu']:.1%}"} if "mfu" in speed else {}
+        writer.progress(found.step, loss=loss, epoch=f"{epochs:.1f}", **shown)
+
+    def _evaluate(self, step: int, now: TrainState, writer: RunWriter) -> Mapping[str, float]:
+        """Metrics of the validation split, with the averaged parameters where there are any."""
+        ranked = self.evaluator(eval_params(now))
+        metric = self.recipe.checkpoints.metric
+        if metric not in ranked.values:
+            raise ConfigError(
+                f"evaluation has no metric {metric!r}",
+                where="checkpoints.Checkpoints.metric",
+                expected=", ".join(ranked.values),
+            )
+        self.progress.note(step, ranked.values[metric], self.recipe.checkpoints.mode)
+        writer.write(step, {f"valid/{name}": value for name, value in ranked.values.items()})
+        line = ", ".join(f"{name} {ranked.values[name]:.4f}" for name in self.recipe.evaluation.shown())
+        best = "best so far" if self.progress.best_step == step else f"best at step {self.progress.best_step}"
+        writer.message(f"valid at step {step:,}: {line} ({best}; {ranked.seconds:.1f} s)")
+        return ranked.values
+
+    def _after_evaluation(self, now: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        """Tell an optimiser that switches how it goes."""
+        value = metrics[self.recipe.checkpoints.metric]
+        loss = -value if self.recipe.checkpoints.mode == "max" else value
+        return dataclasses.replace(now, opt_state=switch.observe(self.recipe.optimizer, now.opt_state, loss))
+
+    def _is_out_of_patience(self) -> bool:
+        return 0 < self.recipe.patience <= self.progress.stale
+
+    def _trace(self, done: int, wait: Any, last: jax.Array) -> None:
+        """Start and stop the profiler around the steps asked for, with nothing else in flight."""
+        if self.profile is None or done not in self.profile:
+            return
+        wait(last)
+        if done == self.profile[0]:
+            jax.profiler.start_trace(str(self.workdir / "profile"))
+        else:
+            jax.profiler.stop_trace()
+
+
+class _Stop:
+    """Remembers SIGTERM, so that a run that is told to stop saves first."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __enter__(self) -> _Stop:
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def is_asked(self, step: int) -> bool:
+        """Whether any process was told; they agree every few steps, so that all of them stop after the same one."""
+        if jax.process_count() == 1 or step % _AGREE_EVERY:
+            return self._asked and jax.process_count() == 1
+        return bool(multihost_utils.process_allgather(np.asarray(self._asked)).any())
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self._asked = True
+
+
+def _steps(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise ConfigError(f"cannot read --profile {text}", expected="FIRST:LAST, for example 10:20")
+    return int(first), int(last)
+
+
+def main(argv: list[str]) -> int:
+    """Train one stage of a recipe."""
+    parser = command.parser("train")
+    parser.add_argument("--profile", default="", metavar="FIRST:LAST", help="trace these steps of this start")
+    parser.add_argument("--warm_start", default="", metavar="DIR", help="checkpoints that a fresh run starts from")
+    command.start_jax()
+    given = command.parse(parser, argv)
+    outcome = train(
+        given.recipe,
+        given.args.workdir or Path("runs") / given.recipe.name,
+        snapshot=given.snapshot,
+        cache=given.args.cache,
+        initial=WarmStart(checkpoints=given.args.warm_start) if given.args.warm_start else None,
+        profile=_steps(given.args.profile) if given.args.profile else None,
+        words=["recjax", "train", *argv],
+    )
+    return INTERRUPTED if outcome.stopped == "signal" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
