@@ -11,8 +11,6 @@ target is never removed, even when it stands in `exclude_ids` (a repeated item),
 that is not a number counts as the lowest finite score: such items come last, in row order.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import NamedTuple
 

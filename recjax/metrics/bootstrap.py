@@ -6,8 +6,6 @@ both (a paired bootstrap), so what is common to both, such as easy and hard user
 values give the same interval.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -7,8 +7,6 @@ event are `unseen`. So head, torso and tail carry about the same number of event
 items. Users: `cold` with at most so many training events, else `warm`.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from jaxtyping import Bool, Float, Int
 

@@ -8,8 +8,6 @@ way it was cut. numpy in float64: by the time a metric is taken, a user is one i
 supported on purpose: they change the order of systems.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +22,7 @@ class Mean:
     total: float = 0.0
     weight: float = 0.0
 
-    def __add__(self, other: Mean) -> Mean:
+    def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.weight + other.weight)
 
     @property
@@ -77,7 +75,7 @@ class Coverage:
                 raise ValueError(f"coverage@{k} needs {k} recommendations, got {rows.shape[1]}")
             seen[rows[:, :k]] = True
 
-    def merge(self, other: Coverage) -> None:
+    def merge(self, other: "Coverage") -> None:
         """Take over what another part of the users was recommended."""
         for k, seen in self.seen.items():
             seen |= other.seen[k]

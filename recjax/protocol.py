@@ -1,0 +1,129 @@
+"""The evaluation protocol: what can be chosen about it, and the statement of it that goes with every number.
+
+Two numbers compare only when they were taken the same way, and most disagreements in this field are about the way:
+ties, seen items, candidates, which users count. So the statement is written from the code and the manifest, never by
+hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recjax.baselines.fit import BASELINES
+from recjax.baselines.harness import TUNING_USERS
+from recjax.baselines.records import Records
+from recjax.core.errors import ConfigError
+from recjax.data.examples import Examples
+from recjax.index.exact import BLOCK
+from recjax.results import System
+
+SEEN = ("removed", "kept")
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How to evaluate.
+
+    Metrics are taken at every cut-off of `k`. `seen` says whether the items of a user's history are "removed" from
+    the candidates (the target never is) or "kept". `max_users` evaluates a fixed sample of users drawn by `seed`
+    (None: all). Users with at most `cold_events` training events are cold. `baselines` come from `BASELINES`.
+    Intervals are from `bootstrap_samples` resamples. `samples` users are shown with their recommendations.
+    """
+
+    k: Sequence[int] = (5, 10, 50)
+    seen: str = "removed"
+    batch_size: int = 256
+    block: int = BLOCK
+    max_users: int | None = None
+    cold_events: int = 5
+    baselines: Sequence[str] = tuple(BASELINES)
+    bootstrap_samples: int = 1000
+    samples: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ks = tuple(sorted(set(self.k)))
+        object.__setattr__(self, "k", ks)
+        object.__setattr__(self, "baselines", tuple(self.baselines))
+        if not ks or any(not isinstance(k, int) or k < 1 for k in ks):
+            raise ConfigError(f"Evaluation.k = {self.k!r}", expected="cut-offs of at least 1, such as (5, 10, 50)")
+        if self.seen not in SEEN:
+            raise ConfigError(f"Evaluation.seen = {self.seen!r}", expected=" or ".join(map(repr, SEEN)))
+        for name, least in (("batch_size", 1), ("block", 1), ("bootstrap_samples", 1), ("samples", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"Evaluation.{name} = {getattr(self, name)}", expected=f"at least {least}")
+        if self.max_users is not None and self.max_users < 1:
+            raise ConfigError(f"Evaluation.max_users = {self.max_users}", expected="at least 1, or None for all users")
+        unknown = sorted(set(self.baselines) - set(BASELINES))
+        if unknown:
+            raise ConfigError(
+                f"no baseline {unknown[0]!r}", where="Evaluation.baselines", expected=", ".join(BASELINES)
+            )
+
+
+def protocol_of(config: Evaluation, examples: Examples, split: str, users: int) -> dict[str, Any]:
+    """The protocol block of metrics.json: everything that must be equal for two numbers to be comparable."""
+    manifest = examples.manifest
+    counts = manifest.get("counts", {})
+    return {
+        "task": manifest.get("task"),
+        "simulated": manifest.get("simulated"),
+        "split": split,
+        "split_rule": manifest.get("split_rule"),
+        "tie_rule": manifest.get("tie_rule"),
+        "seen": config.seen,
+        "target": "ranked even where the user had it before",
+        "candidates": "the whole catalogue, nothing sampled",
+        "catalogue_size": examples.vocab.num_items,
+        "catalogue_rule": manifest.get("catalogue_rule"),
+        "rank_rule": "score descending, then row ascending; rows are in order of training popularity",
+        "history": "all events before the target; a model sees the last history_length of them, a baseline all",
+        "baselines": f"fitted on train; settings by ndcg@10 on at most {TUNING_USERS} users of valid",
+        "users": users,
+        "users_left_out": counts.get(split),
+        "max_users": config.max_users,
+        "k": list(config.k),
+        "interval": f"95%, percentile bootstrap over users, {config.bootstrap_samples} samples, paired for differences",
+        "buckets": {
+            "item": "of the target: head, torso, tail hold a third of the training events each; unseen has none",
+            "user": f"cold: at most {config.cold_events} training events",
+        },
+        "seeds": {"evaluation": config.seed},
+        "vocabulary_hash": examples.vocab.hash,
+        "examples_hash": examples.hash,
+    }
+
+
+def shown(
+    users: Sequence[int], examples: Examples, records: Records, systems: Mapping[str, System]
+) -> list[dict[str, Any]]:
+    """The chosen users in words: the end of their history, their target, and what each system recommends."""
+    titles, vocab = examples.titles(), examples.vocab
+
+    def word(row: int) -> str:
+        title = titles[row]
+        return str(title) if title else str(vocab.decode([row])[0])
+
+    out = []
+    for user in users:
+        at = int(np.searchsorted(records.user_index, user))
+        history = records.items[records.offsets[at] : records.offsets[at + 1]]
+        out.append(
+            {
+                "user_index": user,
+                "history": [word(row) for row in history[-_SHOWN:].tolist()],
+                "target": word(int(records.label[at])),
+                "rank": {name: int(system.rank[at]) for name, system in systems.items()},
+                "recommended": {
+                    name: [word(row) for row in system.recommended[user][:_SHOWN] if row]
+                    for name, system in systems.items()
+                    if user in system.recommended
+                },
+            }
+        )
+    return out
