@@ -50,6 +50,10 @@ class ExamplesWriter:
         writer.add(columns)
         lengths.append(np.diff(columns["items"].offsets).astype(np.int32))
 
+    def examples(self, split: str) -> int:
+        """How many examples the split has by now."""
+        return self._splits[split][0].examples
+
     def close(self) -> dict[str, dict[str, Any]]:
         """Finish all files; split -> what the manifest says about it."""
         told = {}

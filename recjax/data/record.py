@@ -120,4 +120,4 @@ def _lengths(column: Column, field: Field) -> np.ndarray:
 def _sizes(lengths: Sequence[np.ndarray], schema: Schema) -> dict[str, np.ndarray]:
     """Words of each field of each record, and of the whole record under "record"."""
     sizes = {f.name: length * f.words for f, length in zip(schema, lengths, strict=True)}
-    return {**sizes, "record": sum(sizes.values()) + sum(f.rank for f in schema)}
+    return {**sizes, "record": np.sum(list(sizes.values()), axis=0) + sum(f.rank for f in schema)}

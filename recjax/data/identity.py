@@ -1,0 +1,33 @@
+"""What a data directory is, told from its bytes without parsing them: the key under which prepared examples are kept.
+
+Reading and sorting a large log takes long, hashing its files does not; a training process asks this question at every
+start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from recjax.data.formats import SUFFIXES
+from recjax.data.reader import TABLES
+from recjax.data.sources import DataDir
+
+
+def source_hash(data: DataDir) -> str:
+    """SHA-256 of the names and bytes of all files a data directory is read from, and of the column mapping.
+
+    For the simulated world, of its settings. Raises `DataError` when there is no such directory.
+    """
+    if not data.path:
+        return data.simulate.hash
+    folder = Path(data.path).expanduser()
+    if not folder.is_dir():
+        data.load()
+    digest = hashlib.sha256(repr(sorted(data.columns.items())).encode())
+    tables = (folder / (table + suffix) for table in TABLES for suffix in SUFFIXES)
+    for path in [*(p for p in tables if p.is_file()), *sorted((folder / "vectors").glob("*"))]:
+        digest.update(f"\n{path.relative_to(folder)}\n".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

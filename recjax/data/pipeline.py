@@ -1,0 +1,243 @@
+"""From prepared examples to batches: the one place where training and evaluation get their numpy arrays.
+
+Training rows are planned by index (`stream.py`); here the planned windows are copied into rows, a batch is cut out of
+the endless row stream, and every process takes its own slice of the same global batch. The position is the number of
+a block and a row in it: small, exact, independent of batch size and of the number of processes. Nothing is put on a
+device here, and nothing is drawn that is not a function of the seed and the position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import grain
+import numpy as np
+
+from recjax.core.errors import CheckpointError, ConfigError, ExamplesError
+from recjax.data.batch import PAD, Batch
+from recjax.data.examples import Examples
+from recjax.data.heldout import eval_batches, process_rows
+from recjax.data.record import spans
+from recjax.data.shards import ExampleSource
+from recjax.data.stream import Block, Stream
+from recjax.data.vocab import OOV
+
+__all__ = ["BatchIterator", "Feed", "eval_batches", "train_batches"]
+
+_CUTS = ("last", "chunk", "random")
+# These do not change which row comes next.
+_NOT_ORDER = ("batch_size", "times", "prefetch", "memory_gib")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """How examples become batches of `batch_size` global rows of `row_length` slots.
+
+    A window has at most `history_length` inputs and as many targets. `history` says which windows of a user are
+    trained on: "last" the newest one, "chunk" consecutive ones so that every target counts once an epoch, "random" one
+    with a new end each epoch. With `pack` several windows share a row, without it each has its own. `block` is the
+    number of windows packed at a time (0: chosen from the data). `times` adds `history_time`. `prefetch` batches are
+    made ahead in a thread. Examples larger than `memory_gib` are read from disk.
+    """
+
+    batch_size: int
+    row_length: int
+    history_length: int
+    pack: bool = True
+    history: str = "last"
+    times: bool = False
+    block: int = 0
+    prefetch: int = 2
+    memory_gib: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "row_length", "history_length"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Feed.{name} = {getattr(self, name)}", expected="at least 1")
+        for name in ("block", "prefetch"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"Feed.{name} = {getattr(self, name)}", expected="0 or more")
+        if self.history not in _CUTS:
+            raise ConfigError(f"Feed.history = {self.history!r}", expected=" or ".join(map(repr, _CUTS)))
+        if self.history_length > self.row_length:
+            raise ConfigError(
+                f"a window of {self.history_length} does not fit a row of {self.row_length}",
+                where="Feed.history_length, Feed.row_length",
+                expected="history_length at most row_length",
+                mend="raise row_length or lower history_length",
+            )
+
+
+class BatchIterator(grain.DatasetIterator[Batch]):
+    """An endless iterator of batches with a position, and what an epoch is.
+
+    `get_state` is the position after the last batch handed out, whatever was made ahead.
+    """
+
+    def __init__(self, parent: grain.DatasetIterator[Batch], stream: Stream) -> None:
+        super().__init__(parent)
+        self._stream = stream
+
+    def __next__(self) -> Batch:
+        return next(self._parent)
+
+    def get_state(self) -> dict[str, Any]:
+        return self._parent.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Raises `CheckpointError` when the state belongs to other examples or another feeding."""
+        self._parent.set_state(state)
+
+    @property
+    def epochs(self) -> list[float]:
+        """How often each task's windows have been handed out, to within a block."""
+        state = self.get_state()
+        return self._stream.epochs(state["block"], state["row"])
+
+    @property
+    def epoch_windows(self) -> list[int]:
+        """Windows of one epoch of each task."""
+        return self._stream.epoch_windows
+
+    @property
+    def epoch_targets(self) -> list[int]:
+        """Targets (real tokens) of one epoch of each task."""
+        return self._stream.epoch_targets
+
+    @property
+    def row_use(self) -> float:
+        """Share of the slots that hold a target, in the first block."""
+        first = self._stream.plan(0)
+        return float(first.length.sum()) / (first.num_rows * self._stream.row_length)
+
+
+def train_batches(
+    examples: Sequence[Examples],
+    rates: Sequence[float],
+    feed: Feed,
+    *,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchIterator:
+    """An endless iterator over this process's rows of the training batches.
+
+    `history_ids`, `target_ids`, `positions`, `segment_ids`, `weight` (and `history_time` with `feed.times`), each
+    [batch_size / process_count, row_length]. The slices of all processes, one after the other, are the batch of a
+    single process. An item outside the vocabulary stays in the history and is no target. Raises `ExamplesError` when
+    the tasks do not go together and `ConfigError` when the batch cannot be divided.
+    """
+    rows = process_rows(feed.batch_size, process_index, process_count)
+    if not examples or len(examples) != len(rates):
+        raise ConfigError(
+            f"{len(examples)} tasks with {len(rates)} rates", where="Mixture.rates", expected="one rate each"
+        )
+    for other in examples[1:]:
+        if other.manifest["vocabulary_hash"] != examples[0].manifest["vocabulary_hash"]:
+            raise ExamplesError(
+                "the tasks of the mixture have different vocabularies",
+                where=f"{examples[0].path}, {other.path}",
+                expected="tasks that share one item vocabulary",
+                mend="make them from the same log with the same split",
+            )
+    for one in examples:
+        if feed.times and not any(f.name == "times" for f in one.schema("train")):
+            raise ExamplesError(
+                "the examples have no times",
+                where=str(one.path),
+                expected="a log with timestamps, because Feed.times is set",
+                mend="set Feed.times = False, or bring a log with timestamps",
+            )
+    sources = [e.source("train", memory_bytes=int(feed.memory_gib * 2**30)) for e in examples]
+    stream = Stream(
+        [s.lengths for s in sources],
+        rates,
+        row_length=feed.row_length,
+        history_length=feed.history_length,
+        cut=feed.history,
+        packed=feed.pack,
+        block=feed.block,
+        seed=seed,
+    )
+    order = {k: v for k, v in asdict(feed).items() if k not in _NOT_ORDER}
+    order = {**order, "examples": [e.hash for e in examples], "rates": list(rates), "seed": seed}
+    identity = hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()[:16]
+    parent = _RowIterator(sources, stream, feed, rows, identity)
+    return BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator(parent, feed.prefetch), stream)
+
+
+class _RowIterator(grain.DatasetIterator[Batch]):
+    """Cuts batches out of the row stream; `rows` is this process's slice of a global batch."""
+
+    def __init__(
+        self, sources: Sequence[ExampleSource], stream: Stream, feed: Feed, rows: slice, identity: str
+    ) -> None:
+        super().__init__()
+        self._sources, self._stream, self._feed, self._rows, self._identity = sources, stream, feed, rows, identity
+        self._block, self._row = 0, 0
+
+    def get_state(self) -> dict[str, Any]:
+        return {"block": self._block, "row": self._row, "identity": self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if state.get("identity") != self._identity:
+            raise CheckpointError(
+                "the saved position belongs to other examples, rates, seed or feeding",
+                where=f"data position {state.get('identity')!r}",
+                expected=repr(self._identity),
+                mend="train with the recipe and data of the checkpoint, or start a new run",
+            )
+        self._block, self._row = int(state["block"]), int(state["row"])
+
+    def __next__(self) -> Batch:
+        size = self._rows.stop - self._rows.start
+        batch = _empty(size, self._feed)
+        done = 0
+        while done < self._feed.batch_size:
+            block = self._stream.plan(self._block)
+            count = min(self._feed.batch_size - done, block.num_rows - self._row)
+            first, last = max(self._rows.start - done, 0), min(self._rows.stop - done, count)
+            if first < last:
+                at = slice(done + first - self._rows.start, done + last - self._rows.start)
+                self._fill({k: v[at] for k, v in batch.items()}, block, self._row + first, self._row + last)
+            done += count
+            self._row += count
+            if self._row == block.num_rows:
+                self._block, self._row = self._block + 1, 0
+        return batch
+
+    def _fill(self, batch: Batch, block: Block, first_row: int, last_row: int) -> None:
+        """Copy rows `first_row` to `last_row` of the block into a batch of zeros."""
+        kept = slice(block.bounds[first_row], block.bounds[last_row])
+        task, length, segment = block.task[kept], block.length[kept], block.segment[kept]
+        slot = (block.row[kept] - first_row) * self._feed.row_length + block.offset[kept]
+        for number, source in enumerate(self._sources):
+            mine = np.flatnonzero(task == number) if len(self._sources) > 1 else slice(None)
+            flat = {k: v.reshape(-1) for k, v in batch.items()}
+            found = source.read(block.example[kept][mine], ("items", "times") if self._feed.times else ("items",))
+            to = spans(slot[mine], length[mine])
+            items, begins = found["items"]
+            source_slots = spans(begins + block.start[kept][mine], length[mine])
+            targets = items[source_slots + 1]
+            known = targets != OOV
+            flat["history_ids"][to] = items[source_slots]
+            flat["target_ids"][to] = np.where(known, targets, PAD)
+            flat["weight"][to] = known
+            flat["positions"][to] = spans(np.zeros_like(length[mine]), length[mine])
+            flat["segment_ids"][to] = np.repeat(segment[mine], length[mine])
+            if self._feed.times:
+                times, begins = found["times"]
+                flat["history_time"][to] = times[spans(begins + block.start[kept][mine], length[mine])]
+
+
+def _empty(rows: int, feed: Feed) -> Batch:
+    shape = (rows, feed.row_length)
+    batch: Batch = {k: np.zeros(shape, np.int32) for k in ("history_ids", "target_ids", "positions", "segment_ids")}
+    batch["weight"] = np.zeros(shape, np.float32)
+    if feed.times:
+        batch["history_time"] = np.zeros(shape, np.int64)
+    return batch

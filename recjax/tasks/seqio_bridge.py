@@ -1,0 +1,154 @@
+"""Tasks as `seqio.Task`, mixtures as `seqio.Mixture`: what a seqio user can take, and what `prepare` writes down.
+
+Objects are built by functions and registered nowhere. TensorFlow and seqio are imported inside the functions, because
+no training process may load them. Features are numbers that pass through as they are; the vocabulary was applied by
+the task's own steps.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from recjax.core.errors import ExamplesError
+from recjax.data.record import Column
+from recjax.tasks.mixtures import Mixture
+from recjax.tasks.work import Change, Keep, Lookup, Step, Work, count
+
+# What the libraries call seqio.Task, seqio.Mixture, tf.data.Dataset and tf.Tensor.
+SeqioTask = SeqioMixture = Dataset = Tensor = Any
+
+_NEEDED = ("tensorflow", "seqio")
+_AT_ONCE = 4096
+
+
+def check_available() -> None:
+    """Raise `ExamplesError` when TensorFlow or seqio is not installed; imports neither."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExamplesError(
+            f"examples cannot be prepared here: {' and '.join(missing)} not installed",
+            expected="prepared examples in the cache, or Python 3.11 with recjax[seqio]",
+            mend="run `recjax prepare` on a machine that has them and copy its cache folder here (RECJAX_CACHE)",
+        )
+
+
+def seqio_task(work: Work, *, metric_fns: Sequence[Callable[..., Any]] = ()) -> SeqioTask:
+    """The task as an unregistered `seqio.Task` with the splits of the work; examples in order of user."""
+    import seqio
+
+    return seqio.Task(
+        work.name,
+        source=seqio.FunctionDataSource(
+            _dataset_fn(work),
+            splits=tuple(work.raw),
+            num_input_examples={split: count(raw) for split, raw in work.raw.items()},
+        ),
+        output_features=_features(work),
+        preprocessors=_preprocessors(work.steps),
+        metric_fns=list(metric_fns),
+    )
+
+
+def seqio_mixture(mixture: Mixture, *, name: str = "mixture") -> SeqioMixture:
+    """The mixture as an unregistered `seqio.Mixture`, with its rates; reads the data of every task."""
+    import seqio
+
+    tasks = [seqio_task(task.work()) for task in mixture.tasks]
+    return seqio.Mixture(name, list(zip(tasks, mixture.rates, strict=True)))
+
+
+def materialise(task: SeqioTask, split: str) -> Iterator[dict[str, Column]]:
+    """All examples of a split in order, a few thousand at a time."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 2
+    options.autotune.enabled = False
+    dataset = task.get_dataset(split=split, shuffle=False, try_in_mem_cache=False).with_options(options)
+    for batch in dataset.ragged_batch(_AT_ONCE).prefetch(2):
+        yield {name: _to_column(value) for name, value in batch.items()}
+
+
+def _features(work: Work) -> dict[str, Any]:
+    import seqio
+    import tensorflow as tf
+
+    features = {}
+    rows = seqio.PassThroughVocabulary(work.vocab.num_rows)
+    schemas = list(work.schemas.values())
+    for field in {field.name: field for schema in schemas for field in schema}.values():
+        features[field.name] = seqio.Feature(
+            rows if field.name in ("items", "label") else seqio.PassThroughVocabulary(0),
+            add_eos=False,
+            required=all(field in schema for schema in schemas),
+            dtype=tf.as_dtype(field.dtype),
+            rank=field.rank,
+        )
+    return features
+
+
+def _dataset_fn(work: Work) -> Callable[..., Dataset]:
+    def dataset_fn(split: str, shuffle_files: bool = False, seed: int | None = None) -> Dataset:
+        """The raw examples of a split, always in order of user: there are no files to shuffle."""
+        import tensorflow as tf
+
+        def slices(column: Column) -> Tensor:
+            if column.offsets is None:
+                return tf.constant(column.values)
+            return tf.RaggedTensor.from_row_splits(column.values, column.offsets, validate=False)
+
+        return tf.data.Dataset.from_tensor_slices({name: slices(c) for name, c in work.raw[split].items()})
+
+    return dataset_fn
+
+
+def _preprocessors(steps: Sequence[Step]) -> list[Callable[[Dataset], Dataset]]:
+    """One preprocessor for each test, and one for all steps between two of them, which is faster than one each."""
+    found: list[Callable[[Dataset], Dataset]] = []
+    for is_test, group in itertools.groupby(steps, lambda step: isinstance(step, Keep)):
+        together = list(group)
+        found.extend([_filter(step) for step in together if isinstance(step, Keep)] if is_test else [_map(together)])
+    return found
+
+
+def _filter(step: Keep) -> Callable[[Dataset], Dataset]:
+    def keep(dataset: Dataset) -> Dataset:
+        import tensorflow as tf
+
+        return dataset.filter(lambda example: tf.convert_to_tensor(step.test(example)))
+
+    return keep
+
+
+def _map(steps: Sequence[Step]) -> Callable[[Dataset], Dataset]:
+    def change(dataset: Dataset) -> Dataset:
+        import tensorflow as tf
+
+        def through(example: dict[str, Tensor]) -> dict[str, Tensor]:
+            for step in steps:
+                if isinstance(step, Lookup):
+                    example = {**example, step.name: tf.gather(step.table, example[step.name])}
+                elif isinstance(step, Change):
+                    example = step.function(example)
+            return example
+
+        return dataset.map(through, num_parallel_calls=2, deterministic=True)
+
+    return change
+
+
+def _to_column(value: Any) -> Column:
+    """A batch of numbers or of lists; lists of one length come as a plain matrix."""
+    import tensorflow as tf
+
+    if isinstance(value, tf.RaggedTensor):
+        return Column(value.values.numpy(), value.row_splits.numpy())
+    values = value.numpy()
+    if values.ndim == 1:
+        return Column(values)
+    return Column(values.reshape(-1), np.arange(len(values) + 1) * values.shape[1])

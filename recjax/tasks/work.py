@@ -1,0 +1,122 @@
+"""What a kind of task hands over: raw examples, and the steps that turn them into the examples of each split.
+
+A kind (`next_item.py` and others to come) reads its tables once and describes its work here; `seqio_bridge` builds a
+`seqio.Task` from it, and `examples_of` does the same in plain numpy, one example at a time. The functions inside the
+steps see one example and use only indexing, slicing and comparison, so that the same function runs on numpy arrays
+and on TensorFlow tensors. Nothing random: windows, masks and negatives belong to the feeding side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import polars as pl
+
+from recjax.data.record import Column, Columns, Field, Schema
+from recjax.data.sources import DataDir
+from recjax.data.vocab import ItemVocab
+
+Example = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Replace each value of a field by its entry in `table`."""
+
+    name: str
+    table: np.ndarray
+
+
+@dataclass(frozen=True)
+class Change:
+    """Replace the example by `function(example)`."""
+
+    function: Callable[[Example], Example]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Leave out examples for which `test(example)` is false; `otherwise` names them in the counts of the manifest."""
+
+    test: Callable[[Example], Any]
+    otherwise: str
+
+
+Step = Lookup | Change | Keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A task with its data read.
+
+    `raw[split]` are the columns that a split starts from, `steps` what is done to the examples of any split (a step
+    sees from the fields which kind of example it has), `schemas[split]` the fields that come out. `items` (row,
+    item_id, train_count, perhaps title) and `users` (user_index, user_id) go into the prepared folder as they are,
+    `facts` into its manifest.
+    """
+
+    name: str
+    raw: Mapping[str, Columns]
+    steps: Sequence[Step]
+    schemas: Mapping[str, Schema]
+    vocab: ItemVocab
+    items: pl.DataFrame
+    users: pl.DataFrame
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A kind of task over a data directory: a frozen dataclass with these, listed in `registry.KINDS`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def data(self) -> DataDir: ...
+
+    def work(self) -> Work:
+        """Read the data. Raises `DataError` when it does not have what the task needs."""
+        ...
+
+
+def examples_of(work: Work, split: str) -> Iterator[Example]:
+    """The examples of a split in plain numpy, one at a time; what `seqio_bridge` gives must equal this."""
+    raw = work.raw[split]
+    for index in range(count(raw)):
+        example = apply({name: column[index] for name, column in raw.items()}, work.steps)
+        if example is not None:
+            yield example
+
+
+def apply(example: Example, steps: Sequence[Step]) -> Example | None:
+    """One example through the steps; None when it is left out."""
+    for step in steps:
+        if isinstance(step, Lookup):
+            example = {**example, step.name: step.table[example[step.name]]}
+        elif isinstance(step, Change):
+            example = step.function(example)
+        elif not step.test(example):
+            return None
+    return example
+
+
+def count(columns: Columns) -> int:
+    """The number of examples in columns."""
+    return len(next(iter(columns.values())))
+
+
+def columns_of(examples: Sequence[Example], schema: Schema) -> dict[str, Column]:
+    """Examples one by one as columns."""
+    return {f.name: _column([e[f.name] for e in examples], f) for f in schema}
+
+
+def _column(values: list[Any], spec: Field) -> Column:
+    if not spec.rank:
+        return Column(np.array(values, spec.dtype))
+    lengths = np.array([len(v) for v in values], np.int64)
+    flat = np.concatenate([np.empty(0, spec.dtype), *values]).astype(spec.dtype, copy=False)
+    return Column(flat, np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]))
