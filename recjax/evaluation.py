@@ -28,10 +28,10 @@ from recjax.core.sharding import Mesh
 from recjax.data.examples import Examples
 from recjax.data.pipeline import eval_batches
 from recjax.data.sampled import HeldExamples
-from recjax.index.exact import rank_and_top_k
+from recjax.index.exact import LOWEST, rank_and_top_k
 from recjax.metrics.buckets import item_buckets, popularity_percentile, user_buckets
 from recjax.metrics.topk import Coverage, Mean, merge, topk_state, values
-from recjax.protocol import Evaluation, protocol_of, shown
+from recjax.protocol import Evaluation, protocol_of, shown_users
 from recjax.results import Result, System
 
 __all__ = ["MODEL", "Evaluation", "Evaluator", "evaluate", "rank_baselines", "result_of"]
@@ -182,10 +182,11 @@ def rank_baselines(evaluator: Evaluator) -> dict[str, System]:
 
 
 def result_of(evaluator: Evaluator, systems: Mapping[str, System], protocol: Mapping[str, Any]) -> Result:
-    """Systems ranked by one evaluator, side by side."""
+    """Systems ranked by one evaluator, side by side; `protocol` adds to the protocol block, its seeds to the seeds."""
     config, examples = evaluator.config, evaluator.examples
     records = Records.of(examples, evaluator.split)
     records = records.take(np.argsort(records.user_index, kind="stable"))
+    stated = protocol_of(config, examples, evaluator.split, len(records))
     return Result(
         systems=systems,
         user_index=records.user_index,
@@ -195,13 +196,13 @@ def result_of(evaluator: Evaluator, systems: Mapping[str, System], protocol: Map
         ks=config.k,
         bootstrap_samples=config.bootstrap_samples,
         seed=config.seed,
-        protocol=protocol_of(config, examples, evaluator.split, len(records)) | dict(protocol),
-        samples=shown(evaluator.shown.tolist(), examples, records, systems),
+        protocol={**stated, **protocol, "seeds": {**protocol.get("seeds", {}), **stated["seeds"]}},
+        samples=shown_users(evaluator.shown.tolist(), examples, records, systems),
     )
 
 
 def _make_step(model: Functional, *, k: int, block: int) -> Callable[..., tuple[jax.Array, ...]]:
-    """(params, batch, valid) -> rank [b], rows [b, k], whether the query is finite [b]."""
+    """(params, batch, valid) -> rank [b], rows [b, k], whether query and score of the target are numbers [b]."""
 
     def step(params: Params, batch: Mapping[str, jax.Array], valid: jax.Array) -> tuple[jax.Array, ...]:
         out = model.apply(params, batch, train=False, key=None)
@@ -212,7 +213,7 @@ def _make_step(model: Functional, *, k: int, block: int) -> Callable[..., tuple[
         found = rank_and_top_k(
             query, out["table"], batch["label_ids"], k, valid=valid, exclude_ids=batch["seen_ids"], block=block
         )
-        return found.rank, found.rows, jnp.all(jnp.isfinite(query), axis=1) & ~jnp.isnan(found.label_scores)
+        return found.rank, found.rows, jnp.all(jnp.isfinite(query), axis=1) & (found.label_scores != LOWEST)
 
     return step
 

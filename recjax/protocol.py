@@ -65,6 +65,11 @@ class Evaluation:
                 f"no baseline {unknown[0]!r}", where="Evaluation.baselines", expected=", ".join(BASELINES)
             )
 
+    def shown(self) -> tuple[str, str]:
+        """The two metrics that a line of progress shows: recall and NDCG at 10, or at the largest cut-off."""
+        k = 10 if 10 in self.k else max(self.k)
+        return f"recall@{k}", f"ndcg@{k}"
+
 
 def protocol_of(config: Evaluation, examples: Examples, split: str, users: int) -> dict[str, Any]:
     """The protocol block of metrics.json: everything that must be equal for two numbers to be comparable."""
@@ -99,7 +104,7 @@ def protocol_of(config: Evaluation, examples: Examples, split: str, users: int) 
     }
 
 
-def shown(
+def shown_users(
     users: Sequence[int], examples: Examples, records: Records, systems: Mapping[str, System]
 ) -> list[dict[str, Any]]:
     """The chosen users in words: the end of their history, their target, and what each system recommends."""

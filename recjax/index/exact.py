@@ -24,7 +24,7 @@ from recjax.core import sharding
 BLOCK = 16384
 MISS = 2**31 - 1  # the rank of a target that is no candidate at all (not a valid row)
 _REMOVED = -jnp.inf
-_LOWEST = float(jnp.finfo(jnp.float32).min)
+LOWEST = float(jnp.finfo(jnp.float32).min)  # the score of what scored less, or not a number
 
 
 class Found(NamedTuple):
@@ -178,7 +178,7 @@ def _fold(step, carry, steps):
 
 def _remove(scores, valid, places):
     """-inf where not valid and at `places` [b, n] (outside the block: ignored); what is left is finite or +inf."""
-    scores = jnp.where(jnp.isnan(scores), _LOWEST, jnp.maximum(scores, _LOWEST))
+    scores = jnp.where(jnp.isnan(scores), LOWEST, jnp.maximum(scores, LOWEST))
     scores = jnp.where(valid[None, :], scores, _REMOVED)
     places = jnp.where(places < 0, scores.shape[1], places)  # a negative index would count from the end
     return scores.at[jnp.arange(scores.shape[0])[:, None], places].set(_REMOVED, mode="drop")

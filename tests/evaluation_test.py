@@ -1,0 +1,234 @@
+"""The evaluator against a brute-force evaluation of the same model, user by user, whatever the batch and the mesh."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+
+from recjax.baselines.records import Records
+from recjax.core.errors import ConfigError, ExamplesError, TrainingError
+from recjax.core.module import Functional, Module, param
+from recjax.core.sharding import MeshConfig, make_mesh
+from recjax.data.examples import Examples, write_examples
+from recjax.data.record import Column, Field
+from recjax.data.vocab import FIRST_ITEM, ItemVocab
+from recjax.evaluation import Evaluation, Evaluator, evaluate, rank_baselines, result_of
+from recjax.metrics.topk import per_user
+from recjax.results import compare
+
+ITEMS, USERS, LENGTH = 60, 37, 4
+TRAIN = [Field(name="user_index", dtype="int64", rank=0), Field(name="items", dtype="int32", rank=1)]
+HELD = [*TRAIN, Field(name="label", dtype="int32", rank=0), Field(name="train_events", dtype="int32", rank=0)]
+CONFIG = Evaluation(k=(1, 5, 10), batch_size=8, bootstrap_samples=200, cold_events=3, samples=2)
+
+
+class Nearest(Module):
+    """Scores an item by its likeness to the last one, plus a bias."""
+
+    def __init__(self, *, num_rows, rngs):
+        self.table = param(rngs, (num_rows, 8), ("items", None), jax.nn.initializers.normal(1.0))
+
+    def __call__(self, batch, *, train, key):
+        return {"hidden": self.table[...][batch["history_ids"]] * 0.5, "table": self.table[...]}
+
+
+def histories(seed=0):
+    rng = np.random.default_rng(seed)
+    out = [rng.integers(2, 2 + ITEMS, int(rng.integers(3, 12))).astype(np.int32) for _ in range(USERS)]
+    out[3][-1] = out[3][0]  # a target that the user had before
+    return out
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory) -> Examples:
+    events = histories()
+    vocab = ItemVocab(tuple(f"item{i}" for i in range(ITEMS)))
+    count = np.bincount(np.concatenate([e[:-2] for e in events]), minlength=2 + ITEMS)[2 : 2 + ITEMS]
+    row = np.arange(FIRST_ITEM, FIRST_ITEM + ITEMS)
+    items = pl.DataFrame(
+        {"row": row, "item_id": vocab.ids, "train_count": count, "title": [f"Title {i}" for i in range(ITEMS)]}
+    )
+    users = pl.DataFrame({"user_index": np.arange(USERS), "user_id": np.arange(USERS)})
+    path = tmp_path_factory.mktemp("examples") / "next_item"
+    facts = {"task": "next_item", "content_hash": "0123456789ab", "split_rule": "leave one out", "simulated": True}
+    with write_examples(path, vocab=vocab, items=items, users=users, facts=facts) as writer:
+        writer.add("train", TRAIN, columns([e[:-2] for e in events]))
+        writer.add("valid", HELD, columns([e[:-2] for e in events], [e[-2] for e in events]))
+        writer.add("test", HELD, columns([e[:-1] for e in events], [e[-1] for e in events]))
+        writer.add("empty", HELD, columns([], []))
+    return Examples.open(path)
+
+
+def columns(items, label=None):
+    offsets = np.concatenate([[0], np.cumsum([len(i) for i in items])]).astype(np.int64)
+    out = {"user_index": Column(np.arange(len(items))), "items": Column(np.concatenate([*items, np.zeros(0)]), offsets)}
+    if label is not None:
+        out |= {"label": Column(np.array(label)), "train_events": Column(np.array([len(i) for i in items]))}
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(examples):
+    return Functional(lambda rngs: Nearest(num_rows=examples.vocab.num_rows, rngs=rngs))
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return model.init(jax.random.key(0))
+
+
+def brute_force(params, seen, counted=range(USERS)):
+    table = np.asarray(params["table"])
+    ranks, top = [], []
+    for user in counted:
+        events = histories()[user]
+        label, history = int(events[-1]), events[:-1].tolist()
+        scores = table @ (table[history[-1]] * np.float32(0.5))
+        removed = set(history) - {label} if seen == "removed" else set()
+        order = sorted((r for r in range(2, 2 + ITEMS) if r not in removed), key=lambda r, s=scores: (-s[r], r))
+        ranks.append(order.index(label))
+        top.append(order[:10])
+    return np.array(ranks), top
+
+
+def evaluator_of(examples, model, config=CONFIG, mesh=None):
+    return Evaluator(examples, split="test", config=config, model=model, history_length=LENGTH, mesh=mesh)
+
+
+@pytest.mark.parametrize("seen", ["removed", "kept"])
+def test_equals_brute_force(examples, model, params, seen):
+    config = Evaluation(k=(1, 5, 10), batch_size=8, seen=seen)
+    found = evaluator_of(examples, model, config)(params)
+    ranks, top = brute_force(params, seen)
+    np.testing.assert_array_equal(found.rank, ranks)
+    for name, value in per_user(ranks, (1, 5, 10)).items():
+        assert found.values[name] == pytest.approx(value.mean())
+    assert found.values["coverage@10"] == len({r for rows in top for r in rows}) / ITEMS
+    for user, rows in found.recommended.items():
+        assert rows == top[user]
+    assert len(found.recommended) == 3
+
+
+@pytest.mark.parametrize(("shape", "preset"), [("data=8", "data"), ("data=4,model=2", "fsdp_model")])
+def test_batch_and_mesh_do_not_matter(examples, model, params, shape, preset):
+    expected = evaluator_of(examples, model, Evaluation(k=(1, 5, 10), batch_size=64))(params)
+    mesh = make_mesh(MeshConfig(shape=shape, preset=preset))
+    placed = jax.tree.map(jax.device_put, params, mesh.shardings(model.axes))
+    found = evaluator_of(examples, model, Evaluation(k=(1, 5, 10), batch_size=13, block=50), mesh)(placed)
+    np.testing.assert_array_equal(found.rank, expected.rank)
+    assert dict(found.values) == pytest.approx(dict(expected.values), rel=1e-12)
+    assert found.recommended == expected.recommended
+
+
+def test_one_compilation_per_shape(examples, model, params):
+    evaluator = evaluator_of(examples, model)
+    evaluator(params)
+    evaluator(params)
+    shapes = {batch["seen_ids"].shape for batch in evaluator.batches()}
+    assert evaluator._step._cache_size() == len(shapes)
+
+
+def test_a_sample_of_users_is_the_same_each_time_and_has_their_ranks(examples, model, params):
+    config = Evaluation(k=(1, 5, 10), batch_size=8, max_users=11, seed=5)
+    evaluator = evaluator_of(examples, model, config)
+    users = Records.of(evaluator.examples, "test").user_index
+    assert len(users) == 11 and users.tolist() != list(range(11))
+    np.testing.assert_array_equal(evaluator(params).rank, brute_force(params, "removed", users.tolist())[0])
+    again = evaluator_of(examples, model, config)
+    np.testing.assert_array_equal(Records.of(again.examples, "test").user_index, users)
+
+
+def test_baselines_share_users_and_protocol(examples, model, params, tmp_path):
+    result = evaluate(model, params, examples, config=CONFIG, history_length=LENGTH, protocol={"seeds": {"train": 7}})
+    assert list(result.systems) == ["model", "popularity", "item_graph", "item_knn"]
+    count = examples.item_count
+    for user, events in enumerate(histories()):
+        removed = set(events[:-1].tolist()) - {int(events[-1])}
+        order = sorted((r for r in range(2, 2 + ITEMS) if r not in removed), key=lambda r: (-count[r], r))
+        assert result.systems["popularity"].rank[user] == order.index(events[-1])
+    metrics = json.loads(result.save(tmp_path / "run").read_text())
+    assert metrics["protocol"]["users"] == USERS
+    assert metrics["protocol"]["catalogue_size"] == ITEMS
+    assert metrics["protocol"]["seeds"] == {"train": 7, "evaluation": 0}
+    assert set(metrics["rows"]["model"]) >= {"recall@10", "ndcg@10", "mrr@10", "coverage@10", "popularity@10"}
+    for name, system in result.systems.items():
+        for metric, (low, high) in metrics["intervals"][name].items():
+            assert low <= system.values[metric] <= high
+    difference = metrics["differences"]["popularity"]["recall@5"]
+    means = metrics["rows"]["model"]["recall@5"] - metrics["rows"]["popularity"]["recall@5"]
+    assert difference["mean"] == pytest.approx(means) and difference["low"] <= means <= difference["high"]
+    buckets = metrics["buckets"]
+    for kind in ("item", "user"):
+        parts = [b for name, b in buckets.items() if name.startswith(kind)]
+        assert sum(b["users"] for b in parts) == USERS
+        whole = sum(b["users"] * b["rows"]["model"]["ndcg@10"] for b in parts) / USERS
+        assert whole == pytest.approx(metrics["rows"]["model"]["ndcg@10"])
+    shown = metrics["samples"][0]
+    assert shown["target"].startswith("Title ") and len(shown["recommended"]["model"]) == 5
+    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == ["metrics.json", "per_user.npz"]
+
+
+def test_two_runs_are_compared_user_by_user(examples, model, params, tmp_path):
+    config = Evaluation(k=(1, 5, 10), batch_size=8, baselines=(), bootstrap_samples=200)
+    for name, weights in (("a", params), ("b", model.init(jax.random.key(1)))):
+        evaluate(model, weights, examples, config=config, history_length=LENGTH).save(tmp_path / name)
+    found = compare(tmp_path / "a", tmp_path / "b", samples=200)
+    ranks = brute_force(params, "removed")[0]
+    assert found.users == USERS and found.ours["recall@10"] == pytest.approx((ranks < 10).mean())
+    assert found.difference["recall@10"].mean == pytest.approx(found.ours["recall@10"] - found.theirs["recall@10"])
+    same = compare(tmp_path / "a", tmp_path / "a").difference["ndcg@10"]
+    assert (same.low, same.mean, same.high) == (0, 0, 0)
+
+    kept = Evaluation(k=(1, 5, 10), batch_size=8, seen="kept", baselines=(), bootstrap_samples=50)
+    evaluate(model, params, examples, config=kept, history_length=LENGTH).save(tmp_path / "kept")
+    with pytest.raises(ConfigError, match="differ in seen"):
+        compare(tmp_path / "a", tmp_path / "kept")
+    fewer = Evaluation(k=(1, 5, 10), batch_size=8, max_users=9, baselines=(), bootstrap_samples=50)
+    evaluate(model, params, examples, config=fewer, history_length=LENGTH).save(tmp_path / "fewer")
+    with pytest.raises(ConfigError, match="different users"):
+        compare(tmp_path / "a", tmp_path / "fewer")
+    with pytest.raises(ConfigError, match="no evaluation here"):
+        compare(tmp_path / "a", tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="no system 'item_knn'"):
+        compare(tmp_path / "a", tmp_path / "b", system="item_knn")
+    (tmp_path / "b" / "per_user.npz").write_bytes(b"PK rubbish")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_user_without_history_gets_the_catalogue_by_popularity(examples, model, params):
+    evaluator = evaluator_of(examples, model)
+    batch = next(evaluator.batches())
+    batch = {**batch, "history_ids": batch["history_ids"] * 0, "segment_ids": batch["segment_ids"] * 0}
+    rank, _, _ = evaluator._step(params, {**batch, "seen_ids": batch["seen_ids"] * 0}, evaluator.valid)
+    np.testing.assert_array_equal(rank, batch["label_ids"] - FIRST_ITEM)
+
+
+def test_an_output_that_is_not_a_number_is_an_error(examples, model, params):
+    last, label = histories()[0][-2:].tolist()
+    for row in (last, label):
+        broken = {"table": params["table"].at[row].set(jnp.nan)}
+        with pytest.raises(TrainingError, match="not a number"):
+            evaluator_of(examples, model)(broken)
+
+
+def test_mistakes_are_named(examples, model):
+    for wrong in ({"k": ()}, {"k": (0,)}, {"seen": "hidden"}, {"baselines": ("bm25",)}, {"max_users": 0}):
+        with pytest.raises(ConfigError):
+            Evaluation(**wrong)
+    with pytest.raises(ConfigError, match="catalogue of 60 items"):
+        evaluator_of(examples, model, Evaluation(k=(10, 61)))
+    for split in ("empty", "nothing"):
+        with pytest.raises(ExamplesError):
+            Evaluator(examples, split=split, config=CONFIG)
+
+
+def test_baselines_alone_need_no_model(examples):
+    evaluator = Evaluator(examples, split="valid", config=Evaluation(k=(5,), baselines=("popularity",)))
+    result = result_of(evaluator, rank_baselines(evaluator), {})
+    assert list(result.metrics()["rows"]) == ["popularity"] and result.metrics()["differences"] == {}
