@@ -124,7 +124,7 @@ class Checkpointer:
         before this one. A step that already has a checkpoint is not saved again.
         """
         self.wait()
-        step = int(state.step)
+        step = int(jax.device_get(state.step))
         if step in self._metrics:
             return
         record = Record(
@@ -182,7 +182,10 @@ class Checkpointer:
 
         steps = saved.steps(self._directory)
         found = _first_whole(self._directory, steps[::-1], restore, put_aside=True)
-        self._metrics = _metrics(self._directory)
+        # Not what is newer: whether a process still sees what was put aside is up to the file system, but all of
+        # them must come to the same answers in `due` and `save`.
+        last = -1 if found is None else found.record.step
+        self._metrics = {step: metrics for step, metrics in _metrics(self._directory).items() if step <= last}
         return found
 
     def _finish(self, record: Record, temporary: Path) -> None:

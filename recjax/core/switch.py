@@ -114,10 +114,11 @@ def observe(config: optim.Optimizer, opt_state: T, loss: float) -> T:
     def note(state: SwitchState) -> SwitchState:
         if is_switched(state):
             return state
-        is_better = loss < float(state.best)
-        stale = 0 if is_better else int(state.stale) + 1
+        count, best, stale = jax.device_get((state.count, state.best, state.stale))
+        is_better = loss < best
+        stale = 0 if is_better else int(stale) + 1
         state = _write(state, stale=stale, **({"best": loss} if is_better else {}))
-        return _write(state, switch_step=int(state.count)) if stale >= patience else state
+        return _write(state, switch_step=int(count)) if stale >= patience else state
 
     return _in_switch(opt_state, note)
 
@@ -126,7 +127,7 @@ def request_switch(opt_state: T, step: int) -> T:
     """Have SGD take over from update `step` on (now, when that has passed), unless it already has."""
 
     def ask(state: SwitchState) -> SwitchState:
-        return state if is_switched(state) else _write(state, switch_step=max(step, int(state.count)))
+        return state if is_switched(state) else _write(state, switch_step=max(step, int(jax.device_get(state.count))))
 
     return _in_switch(opt_state, ask)
 
@@ -134,7 +135,7 @@ def request_switch(opt_state: T, step: int) -> T:
 def is_switched(opt_state: Any) -> bool:
     """Whether the next update is SGD's; False for an optimiser that never switches."""
     states = [s for s in _leaves(opt_state) if isinstance(s, SwitchState)]
-    return any(int(s.count) >= int(s.switch_step) for s in states)
+    return any(count >= step for count, step in jax.device_get([(s.count, s.switch_step) for s in states]))
 
 
 def _leaves(opt_state: Any) -> list[Any]:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -324,6 +325,69 @@ def test_a_process_killed_while_saving_leaves_a_run_that_goes_on(tmp_path):
     starts = [int(line) for line in done.stdout.split()]
     assert starts[0] == 0 and all(a < b for a, b in itertools.pairwise(starts)), starts
     assert "damaged" not in done.stderr
+
+
+PROCESSES = """
+import pathlib, sys, warnings
+import numpy as np
+from recjax.core import distributed
+distributed.initialize()
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from recjax.core import checkpoint, saved, state
+from recjax.core.checkpoint import Checkpointer, Checkpoints
+from recjax.core.sharding import MeshConfig, make_mesh
+
+mesh = make_mesh(MeshConfig(preset="fsdp"))
+make = lambda step: state.TrainState(
+    step=jnp.int32(step), params={"table": jnp.arange(64.0).reshape(16, 4) + step}, opt_state=()
+)
+shapes = jax.eval_shape(lambda: make(0))
+places = state.shardings(mesh, shapes, {"table": ("items", None)})
+target = state.abstract(shapes, places)
+
+def check(table, step):
+    for part in table.addressable_shards:
+        np.testing.assert_array_equal(part.data, (np.arange(64.0).reshape(16, 4) + step)[part.index])
+
+with Checkpointer(sys.argv[1], Checkpoints()) as checkpointer:
+    assert checkpointer.restore(target) is None
+    for step in (1, 2):
+        checkpointer.save(jax.jit(make, static_argnums=0, out_shardings=places)(step), iterator=step)
+if jax.process_index() == 0:
+    (pathlib.Path(sys.argv[1]) / saved.name_of(2) / "files.json").write_text("{")
+multihost_utils.sync_global_devices("damaged")
+warnings.simplefilter("ignore", RuntimeWarning)
+params, record = checkpoint.restore_params(sys.argv[1], target.params)
+check(params["table"], record.step)
+with Checkpointer(sys.argv[1], Checkpoints()) as checkpointer:
+    restored = checkpointer.restore(target)
+    check(restored.state.params["table"], 1)
+    is_due = checkpointer.due(2, is_last=True)
+    print(jax.device_count(), int(restored.state.step), restored.iterator, record.step, is_due)
+"""
+
+
+def test_two_processes_save_together_and_agree_on_what_is_whole(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESSES, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={
+                **os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RECJAX_COORDINATOR": address,
+                "RECJAX_NUM_PROCESSES": "2", "RECJAX_PROCESS_ID": str(i),
+                "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            },
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for process in running:
+        out, errors = process.communicate(timeout=120)
+        assert out.splitlines()[-1:] == ["4 1 1 1 True"], errors
+    assert saved.steps(tmp_path) == [1]
 
 
 def test_the_manifest_of_a_checkpoint_is_readable_json(tmp_path):
