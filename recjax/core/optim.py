@@ -150,6 +150,14 @@ def eval_params(state: TrainState) -> Params:
     return state.opt_state.average if isinstance(state.opt_state, AverageState) else state.params
 
 
+def with_params(state: TrainState, params: Params) -> TrainState:
+    """A fresh state that starts from `params` instead, as after a warm start; so does the average."""
+    opt_state = state.opt_state
+    if isinstance(opt_state, AverageState):
+        opt_state = opt_state._replace(average=jax.tree.map(jnp.copy, params))
+    return dataclasses.replace(state, params=params, opt_state=opt_state)
+
+
 def _of_group(config: Optimizer, group: Group, total_steps: int) -> optax.GradientTransformation:
     if group.frozen:
         return optax.set_to_zero()

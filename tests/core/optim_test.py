@@ -173,6 +173,8 @@ def test_the_average_is_the_recurrence_over_the_parameters_and_evaluation_reads_
         average = jax.tree.map(lambda a, p: 0.6 * a + 0.4 * np.asarray(p), average, current.params)
     for path, value in state.by_path(optim.eval_params(current)).items():
         np.testing.assert_allclose(value, state.by_path(average)[path], rtol=1e-5)
+    started = optim.with_params(compiled(config)[0](PARAMS), current.params)
+    equal(optim.eval_params(started), started.params)
     plain = train(Optimizer(kind="sgd", learning_rate=0.1))
     assert optim.eval_params(plain) is plain.params
 
