@@ -159,7 +159,7 @@ def test_the_listing_has_every_stage_and_its_header(capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(rows) and all(line.count("\t") == lines[0].count("\t") for line in lines)
     for row in rows:
-        assert row["title"] and row["paper"] and row["data"] and row["command"] and row["cost"], row["file"]
+        assert row["title"] and row["paper"] and row["data"] and row["command"], row["file"]
 
 
 def test_a_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
