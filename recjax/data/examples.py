@@ -48,7 +48,7 @@ class ExamplesWriter:
             self._splits[split] = ShardWriter(self._folder, split, schema, shard_bytes=self._shard_bytes), schema, []
         writer, _, lengths = self._splits[split]
         writer.add(columns)
-        lengths.append(np.diff(columns["items"].offsets).astype(np.int32))
+        lengths.append(columns["items"].lengths.astype(np.int32))
 
     def examples(self, split: str) -> int:
         """How many examples the split has by now."""

@@ -52,6 +52,11 @@ class Column:
             return self.values[index, ...]
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [n]: how many values each example has."""
+        return np.ones(len(self), np.int64) if self.offsets is None else np.diff(self.offsets)
+
 
 Columns = Mapping[str, Column]
 
@@ -114,7 +119,7 @@ def decode(records: Iterable[bytes], schema: Schema) -> dict[str, Column]:
 def _lengths(column: Column, field: Field) -> np.ndarray:
     if (column.offsets is not None) != bool(field.rank):
         raise ValueError(f"field {field.name} is of rank {field.rank}, its column is not")
-    return np.diff(column.offsets) if column.offsets is not None else np.ones(len(column), np.int64)
+    return column.lengths
 
 
 def _sizes(lengths: Sequence[np.ndarray], schema: Schema) -> dict[str, np.ndarray]:

@@ -167,8 +167,7 @@ def _joined(columns: list[Column], dtype: str, rank: int) -> Column:
     values = np.concatenate([c.values for c in columns]) if columns else np.empty(0, dtype)
     if not rank:
         return Column(values)
-    lengths = [np.diff(c.offsets) for c in columns if c.offsets is not None]
-    return Column(values, np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum())
+    return Column(values, np.concatenate([np.zeros(1, np.int64), *(c.lengths for c in columns)]).cumsum())
 
 
 def _checked(index: SupportsIndex, count: int) -> int:

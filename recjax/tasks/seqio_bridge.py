@@ -97,12 +97,12 @@ def _dataset_fn(work: Work) -> Callable[..., Dataset]:
         """The raw examples of a split, always in order of user: there are no files to shuffle."""
         import tensorflow as tf
 
-        def slices(column: Column) -> Tensor:
-            if column.offsets is None:
-                return tf.constant(column.values)
-            return tf.RaggedTensor.from_row_splits(column.values, column.offsets, validate=False)
-
-        return tf.data.Dataset.from_tensor_slices({name: slices(c) for name, c in work.raw[split].items()})
+        ragged: Any = tf.RaggedTensor
+        slices: Any = {
+            name: tf.constant(c.values) if c.offsets is None else ragged.from_row_splits(c.values, c.offsets)
+            for name, c in work.raw[split].items()
+        }
+        return tf.data.Dataset.from_tensor_slices(slices)
 
     return dataset_fn
 
@@ -120,7 +120,11 @@ def _filter(step: Keep) -> Callable[[Dataset], Dataset]:
     def keep(dataset: Dataset) -> Dataset:
         import tensorflow as tf
 
-        return dataset.filter(lambda example: tf.convert_to_tensor(step.test(example)))
+        @tf.autograph.experimental.do_not_convert
+        def test(example: dict[str, Tensor]) -> Tensor:
+            return tf.convert_to_tensor(step.test(example))
+
+        return dataset.filter(test)
 
     return keep
 
@@ -129,6 +133,7 @@ def _map(steps: Sequence[Step]) -> Callable[[Dataset], Dataset]:
     def change(dataset: Dataset) -> Dataset:
         import tensorflow as tf
 
+        @tf.autograph.experimental.do_not_convert
         def through(example: dict[str, Tensor]) -> dict[str, Tensor]:
             for step in steps:
                 if isinstance(step, Lookup):

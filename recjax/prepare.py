@@ -1,0 +1,240 @@
+"""`recjax prepare`: data directories checked and brought in, and the examples of a recipe's tasks made once.
+
+A folder of examples appears whole or not at all, and what is finished is used again. A lock keeps two processes from
+doing the same work; where a file system has no locks, the first to finish wins. Making examples needs TensorFlow and
+seqio and happens in a process of its own (`ensure_prepared`); reading them needs neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from recjax import cli
+from recjax.core import errors
+from recjax.core.errors import ConfigError, ExamplesError, RecjaxError
+from recjax.core.flags import Flags, parse_argv, recipe_files
+from recjax.core.progress import Progress
+from recjax.data.check import check
+from recjax.data.examples import Examples, write_examples
+from recjax.data.simulate import write as write_world
+from recjax.data.sources import DataDir, World
+from recjax.tasks.cache import Place, cache_root, described, place_of
+from recjax.tasks.mixtures import Mixture
+from recjax.tasks.work import Task, columns_of, count
+
+_ERROR_FILE = "error.json"
+_MIXTURE_FILE = "mixture.pickle"
+# Preparing uses no accelerator, and must not take one from the process that waits for it.
+_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+_EXAMPLES = """examples:
+  recjax prepare sasrec --gin.DATA_DIR=DIR         the examples of a recipe
+  recjax prepare --check DIR --columns item_id=movieId timestamp=time
+  recjax prepare --from tfds:movielens/1m-ratings --to DIR
+  recjax prepare --from simulate:1000000 --to DIR
+gin flags: --gin_file=FILE, --gin.NAME=VALUE, --gin_search_paths=DIR"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The verb; returns the exit status, 2 when a checked directory cannot be used."""
+    flags = parse_argv(sys.argv[1:] if argv is None else argv)
+    parser = cli.ArgumentParser("prepare")
+    parser.epilog = _EXAMPLES
+    parser.add_argument("recipe", nargs="?", default="", help="name of a recipe, instead of --gin_file")
+    parser.add_argument("--cache", type=Path, help="where prepared examples are kept (default: RECJAX_CACHE)")
+    parser.add_argument("--check", metavar="DIR", help="say what is understood of a data directory and what is wrong")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="column names, for --check")
+    parser.add_argument("--from", dest="source", metavar="SOURCE", help="tfds:NAME or simulate:EVENTS, to --to")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="the data directory that --from writes")
+    parser.add_argument("--specification", type=Path, help=cli.argparse.SUPPRESS)
+    args = parser.parse_args(list(flags.rest))
+    if args.specification is not None:
+        return _run_specification(args.specification, args.cache)
+    wanted = [
+        name
+        for name, value in (
+            ("a recipe", args.recipe or flags.gin_files),
+            ("--check", args.check),
+            ("--from", args.source),
+        )
+        if value
+    ]
+    if len(wanted) != 1:
+        raise ConfigError(
+            f"{' and '.join(wanted) or 'nothing'} to prepare",
+            expected="a recipe, --check DIR, or --from SOURCE --to DIR",
+            mend="`recjax prepare --help` shows examples",
+        )
+    if args.check:
+        report = check(DataDir(path=args.check, columns=_columns(args.columns)))
+        print(report.render(), end="")
+        return 0 if report.ok else 2
+    if args.columns:
+        raise ConfigError("--columns goes with --check", mend="give a recipe its columns as DataDir.columns")
+    if args.source:
+        _bring_in(args.source, args.to)
+        return 0
+    for mixture in _mixtures(args.recipe, flags):
+        for examples in ensure_prepared(mixture, args.cache):
+            splits = examples.manifest["splits"].items()
+            print(examples.path, *(f"{name}={told['examples']}" for name, told in splits))
+    return 0
+
+
+def prepare(mixture: Mixture, cache: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Make the examples of every task that are not there yet; the folders of all tasks.
+
+    Raises `ExamplesError` when a folder is damaged, or when something is to be made where TensorFlow or seqio is
+    missing, and `DataError` when the data cannot be used.
+    """
+    paths = []
+    for task in mixture.tasks:
+        place = place_of(task, cache)
+        if not place.path.exists():
+            _make(task, place)
+        paths.append(Examples.open(place.path).path)
+    return paths
+
+
+def ensure_prepared(mixture: Mixture, cache: str | os.PathLike[str] | None = None) -> list[Examples]:
+    """The examples of every task; what is missing is made by another process.
+
+    This process stays without TensorFlow. Raises what `prepare` raises.
+    """
+    paths = [place_of(task, cache).path for task in mixture.tasks]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        # Of several processes on a machine one starts the other process, which has a lock of its own.
+        with _locked(missing[0].with_name(f".{missing[0].name}.wait")):
+            if not all(path.exists() for path in missing):
+                _prepare_elsewhere(mixture, cache_root(cache))
+    return [Examples.open(path) for path in paths]
+
+
+def _run_specification(folder: Path, cache: Path) -> int:
+    """The other end of `ensure_prepared`: prepare the mixture in `folder`, leaving a mistake there as a file."""
+    try:
+        prepare(pickle.loads((folder / _MIXTURE_FILE).read_bytes()), cache)
+    except RecjaxError as error:
+        fields = {k: getattr(error, k) for k in ("what", "where", "expected", "mend")}
+        (folder / _ERROR_FILE).write_text(json.dumps({"class": type(error).__name__, **fields}))
+        return 2
+    return 0
+
+
+def _prepare_elsewhere(mixture: Mixture, cache: Path) -> None:
+    from recjax.tasks.seqio_bridge import check_available
+
+    check_available()
+    package_root = str(Path(errors.__file__).parents[2])
+    path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    with tempfile.TemporaryDirectory(prefix="recjax-prepare-") as name:
+        folder = Path(name)
+        (folder / _MIXTURE_FILE).write_bytes(pickle.dumps(mixture))
+        command = [sys.executable, "-m", "recjax.prepare", f"--specification={folder}", f"--cache={cache}"]
+        status = subprocess.run(command, env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": path}, check=False).returncode
+        if (folder / _ERROR_FILE).exists():
+            told = json.loads((folder / _ERROR_FILE).read_text())
+            raise getattr(errors, told.pop("class"))(told.pop("what"), **told)
+    if status:
+        raise ExamplesError(
+            f"preparing the examples ended with status {status}",
+            where=" ".join(command[1:3]),
+            mend="see the messages above; `recjax prepare` with the same recipe shows them again",
+        )
+
+
+def _make(task: Task, place: Place) -> None:
+    from recjax.tasks.seqio_bridge import check_available, materialise, seqio_task
+
+    check_available()
+    path = place.path
+    with _locked(path.with_name(f".{path.name}.lock")):
+        if path.exists():
+            return
+        for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed: nobody else is here
+            shutil.rmtree(leftover, ignore_errors=True)
+        work = task.work()
+        facts = {
+            "task": task.name,
+            "config": described(task),
+            "source_hash": place.source_hash,
+            "content_hash": place.content_hash,
+            **work.facts,
+        }
+        try:
+            with write_examples(path, vocab=work.vocab, items=work.items, users=work.users, facts=facts) as writer:
+                converted = seqio_task(work)
+                for split, schema in work.schemas.items():
+                    writer.add(split, schema, columns_of([], schema))
+                    total = count(work.raw[split])
+                    with Progress(f"{task.name}: {split}", total=total, unit="users") as progress:
+                        for columns in materialise(converted, split):
+                            writer.add(split, schema, columns)
+                            progress.update(writer.examples(split))
+                        progress.update(total, examples=f"{writer.examples(split):,}")
+        except ExamplesError:
+            if not path.exists():  # else another process, unseen by the lock, was first; its folder serves as well
+                raise
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait until no other process holds this lock; the system lets go of it when the process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        # Some network file systems have no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _columns(words: Sequence[str]) -> dict[str, str]:
+    """`NAME=COLUMN` words as a mapping."""
+    pairs = [word.partition("=") for word in words]
+    for name, equals, column in pairs:
+        if not (name and equals and column):
+            raise ConfigError(f"cannot read {name}{equals}{column}", where="--columns", expected="item_id=movieId")
+    return {name: column for name, _, column in pairs}
+
+
+def _bring_in(source: str, to: Path | None) -> None:
+    """Write the data directory `to` from a public data set or the simulated world."""
+    kind, _, name = source.partition(":")
+    if to is None:
+        raise ConfigError(f"--from {source} needs a place", expected="--to DIR")
+    if kind == "simulate" and name.isdecimal():
+        write_world(World(num_events=int(name)), to)
+    elif kind == "tfds" and name:
+        from recjax.data.tfds_import import import_tfds
+
+        import_tfds(name, to)
+    else:
+        raise ConfigError(f"cannot read --from {source}", expected="tfds:NAME or simulate:EVENTS")
+    print(to)
+
+
+def _mixtures(recipe: str, flags: Flags) -> list[Mixture]:
+    """The mixtures of a recipe's stages, or of one gin file."""
+    from recjax.command import load
+
+    if recipe and flags.gin_files:
+        raise ConfigError("a recipe is given twice", where=f"{recipe} and --gin_file={flags.gin_files[0]}")
+    if not recipe:
+        return [load(flags)[0].mixture]
+    stages = (dataclasses.replace(flags, gin_files=(str(stage),)) for stage in recipe_files(recipe))
+    return [load(stage)[0].mixture for stage in stages]
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
