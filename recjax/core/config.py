@@ -16,7 +16,7 @@ import io
 import os
 import re
 import tokenize
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from recjax.core.fits import describe, fits, hints_of, parameters_of
 from recjax.core.flags import Flags, did_you_mean, find_file, parse_argv, recipe_files
 from recjax.core.names import DYNAMIC, Mistake, Names
 
-__all__ = ["Flags", "Parsed", "Snapshot", "build", "parse", "parse_argv", "recipe_files", "snapshot"]
+__all__ = ["Flags", "Parsed", "Snapshot", "build", "parse", "parse_argv", "recipe_files", "snapshot", "unused"]
 
 _MACRO = re.compile(r"[A-Z][A-Z0-9_]*")
 # What may stand on a command line without quotes: it looks neither like a number nor like gin syntax.
@@ -74,18 +74,15 @@ def parse(flags: Flags) -> Parsed:
 def build(name: str = "recipe.Recipe") -> Any:
     """Call the class or function `name` (the end of its full name) with what the configuration binds for it.
 
-    Raises `ConfigError` when it is not configured, when an argument is missing, or when a value is refused.
+    Raises `ConfigError` when it is not configured, when an argument is missing, when a value is refused, or when a
+    binding of the command line sets something that is not part of `name`.
     """
-    known = sorted(_CURRENT[0].objects) if _CURRENT else []
-    found = [k for k in known if f".{k}".endswith(f".{name}")]
-    if len(found) != 1:
-        raise ConfigError(
-            f"the configuration {'has more than one' if found else 'does not set up'} {name}",
-            expected=", ".join(found or known) or "a gin file that does (--gin_file=FILE)",
-            mend=did_you_mean(name, known),
-        )
+    full = _full(name)
+    for where in unused(name):
+        if where.startswith("--gin."):
+            raise ConfigError(f"{where.partition('=')[0]} has no effect: {name} is built without it", where=where)
     try:
-        return gin.get_configurable(found[0])()
+        return gin.get_configurable(full)()
     except RecjaxError as error:
         # gin raises a copy that appends its own call stack; the message of the original says it all.
         origin: BaseException = error
@@ -96,9 +93,29 @@ def build(name: str = "recipe.Recipe") -> Any:
         raise ConfigError(f"{name} cannot be built: {str(error).splitlines()[0]}", where=_call_of(error)) from error
 
 
+def unused(name: str = "recipe.Recipe") -> tuple[str, ...]:
+    """Places of the bindings that have no effect on `build(name)`: nothing refers to what they set.
+
+    A shared file may well say more than one recipe uses; a recipe of its own that does so is mistaken.
+    """
+    return _CURRENT[0].unused(_full(name))
+
+
 def snapshot() -> Snapshot:
     """The configuration last parsed, as text."""
     return Snapshot(config=gin.config_str(120), operative=gin.operative_config_str(120))
+
+
+def _full(name: str) -> str:
+    known = sorted(_CURRENT[0].objects) if _CURRENT else []
+    found = [k for k in known if f".{k}".endswith(f".{name}")]
+    if len(found) != 1:
+        raise ConfigError(
+            f"the configuration {'has more than one' if found else 'does not set up'} {name}",
+            expected=", ".join(found or known) or "a gin file that does (--gin_file=FILE)",
+            mend=did_you_mean(name, known),
+        )
+    return found[0]
 
 
 _CURRENT: list[_Reader] = []
@@ -220,18 +237,14 @@ class _Reader:
         """Judge what depends on the whole: of several bindings of one name only the last counts."""
         used: dict[str, str] = {}
         scopes: set[str] = set()
-        waiting = list(self.bindings.values())
-        while waiting:
-            binding = waiting.pop()
-            for reference in gin_config.iterate_references([binding.value]):
+        for binding in self.bindings.values():
+            for reference in self._references(binding.value):
                 name = _macro_name(reference)
                 if name is None:
                     scopes.update(reference.scopes)
-                    configurable: Any = reference.configurable
-                    self.objects.setdefault(configurable.selector, configurable.wrapped)
-                elif name != "gin.REQUIRED" and name not in used:
-                    used[name] = binding.where
-                    waiting.extend([self.macros[name]] if name in self.macros else [])
+                    self.objects.setdefault(reference.configurable.selector, reference.configurable.wrapped)
+                else:
+                    used.setdefault(name, binding.where)
         self._check_macros(used)
         for (scope, full, parameter), binding in self.bindings.items():
             lost = [part for part in scope.split("/") if part and part not in scopes]
@@ -239,6 +252,39 @@ class _Reader:
                 near = did_you_mean(lost[0], scopes)
                 raise ConfigError(f"nothing is ever built in the scope {lost[0]}/", where=binding.where, mend=near)
             self._check_value(full, parameter, binding)
+
+    def unused(self, root: str) -> tuple[str, ...]:
+        """Places of the bindings and macros that nothing reached from `root` refers to."""
+        reached: set[str] = set()
+        used: set[str] = set()
+        waiting = [root]
+        while waiting:
+            full = waiting.pop()
+            if full in reached:
+                continue
+            reached.add(full)
+            for binding in (b for (_, owner, _), b in self.bindings.items() if owner == full):
+                for reference in self._references(binding.value):
+                    name = _macro_name(reference)
+                    waiting.extend([reference.configurable.selector] if name is None else [])
+                    used.update([name] if name else [])
+        lost = [b for (_, full, _), b in self.bindings.items() if full not in reached]
+        lost += [b for name, b in self.macros.items() if name not in used]
+        return tuple(b.where for b in lost)
+
+    def _references(self, value: Any) -> Iterator[Any]:
+        """The references inside a value and inside the macros it uses, macros included."""
+        seen: set[str] = set()
+        waiting = [value]
+        while waiting:
+            for reference in gin_config.iterate_references([waiting.pop()]):
+                name = _macro_name(reference)
+                if name == "gin.REQUIRED" or name in seen:
+                    continue
+                yield reference
+                if name is not None:
+                    seen.add(name)
+                    waiting.extend([self.macros[name].value] if name in self.macros else [])
 
     def _check_macros(self, used: dict[str, str]) -> None:
         for name, where in used.items():

@@ -263,6 +263,19 @@ def test_every_single_edit_of_a_name_is_caught_with_the_right_hint(
         parse_text(tmp_path_factory.mktemp("edit"), text, f"{edited}=1")
 
 
+def test_what_has_no_effect_is_known_and_refused_on_the_command_line(parse: Parse) -> None:
+    text = HEAD + "cafe.Table.number = 1\ncafe.Drink.sugar = %SUGAR\nSUGAR = 1\n"
+    parse(text)
+    assert config.unused("cafe.Table") == ("recipe.gin:4", "recipe.gin:5")
+    assert config.build("cafe.Table").number == 1
+    for binding in ("cafe.Drink.milk=True", "SUGAR=2"):
+        parse(text, binding)
+        with pytest.raises(ConfigError, match=f"{binding.split('=')[0]} has no effect: cafe.Table is built without it"):
+            config.build("cafe.Table")
+    parse(text + "cafe.Table.drinks = [%FIRST]\nFIRST = @cafe.Drink()\n", "cafe.Drink.milk=True")
+    assert config.unused("cafe.Table") == () and config.build("cafe.Table").drinks[0].milk
+
+
 def test_required_macros_can_be_given(parse: Parse) -> None:
     text = HEAD + "cafe.Table.number = %N\nN = %gin.REQUIRED\n"
     with pytest.raises(ConfigError, match="not set: N") as error:
