@@ -123,6 +123,9 @@ def ensure_prepared(mixture: Mixture, cache: str | os.PathLike[str] | None = Non
 
 def _run_specification(folder: Path, cache: Path) -> int:
     """The other end of `ensure_prepared`: prepare the mixture in `folder`, leaving a mistake there as a file."""
+    from recjax.tasks.seqio_bridge import import_quietly
+
+    import_quietly()
     try:
         prepare(pickle.loads((folder / _MIXTURE_FILE).read_bytes()), cache)
     except RecjaxError as error:
@@ -181,7 +184,8 @@ def _make(task: Task, place: Place) -> None:
                     with Progress(f"{task.name}: {split}", total=total, unit="users") as progress:
                         for columns in materialise(converted, split):
                             writer.add(split, schema, columns)
-                            progress.update(writer.examples(split))
+                            if writer.examples(split) < total:
+                                progress.update(writer.examples(split))
                         progress.update(total, examples=f"{writer.examples(split):,}")
         except ExamplesError:
             if not path.exists():  # else another process, unseen by the lock, was first; its folder serves as well

@@ -80,7 +80,7 @@ class BatchIterator(grain.DatasetIterator[Batch]):
 
     def __init__(self, parent: grain.DatasetIterator[Batch], stream: Stream) -> None:
         super().__init__(parent)
-        self._stream = stream
+        self._stream, self._first = stream, stream.plan(0)
 
     def __next__(self) -> Batch:
         return next(self._parent)
@@ -94,9 +94,8 @@ class BatchIterator(grain.DatasetIterator[Batch]):
 
     @property
     def epochs(self) -> list[float]:
-        """How often each task's windows have been handed out, to within a block."""
-        state = self.get_state()
-        return self._stream.epochs(state["block"], state["row"])
+        """How often each task's windows have been handed out."""
+        return self._stream.epochs(self.get_state()["windows"])
 
     @property
     def epoch_windows(self) -> list[int]:
@@ -111,7 +110,7 @@ class BatchIterator(grain.DatasetIterator[Batch]):
     @property
     def row_use(self) -> float:
         """Share of the slots that hold a target, in the first block."""
-        first = self._stream.plan(0)
+        first = self._first
         return float(first.length.sum()) / (first.num_rows * self._stream.row_length)
 
 
@@ -181,7 +180,8 @@ class _RowIterator(grain.DatasetIterator[Batch]):
         self._block, self._row = 0, 0
 
     def get_state(self) -> dict[str, Any]:
-        return {"block": self._block, "row": self._row, "identity": self._identity}
+        windows = self._stream.position(self._block, self._row)
+        return {"block": self._block, "row": self._row, "windows": windows, "identity": self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
         if state.get("identity") != self._identity:

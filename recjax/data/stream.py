@@ -132,11 +132,14 @@ class Stream:
             found.append(int((end - 1 - window_start(end, self._history_length)).sum()))
         return found
 
-    def epochs(self, block: int, row: int) -> list[float]:
-        """How often each task's examples have been gone through before this row."""
-        position = (block + row / self.plan(block).num_rows) * self.block
+    def epochs(self, position: int) -> list[float]:
+        """How often each task's windows have been gone through after so many windows of the stream."""
         total = sum(self._rates)
         return [position * r / total / n for r, n in zip(self._rates, self.epoch_windows, strict=True)]
+
+    def position(self, block: int, row: int) -> int:
+        """How many windows lie before this row."""
+        return block * self.block + int(self.plan(block).bounds[row])
 
     def plan(self, number: int) -> Block:
         """Block `number`."""

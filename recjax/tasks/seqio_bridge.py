@@ -7,8 +7,11 @@ the task's own steps.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -35,6 +38,19 @@ def check_available() -> None:
             expected="prepared examples in the cache, or Python 3.11 with recjax[seqio]",
             mend="run `recjax prepare` on a machine that has them and copy its cache folder here (RECJAX_CACHE)",
         )
+
+
+def import_quietly() -> None:
+    """Import TensorFlow and seqio without what TensorFlow writes to stderr meanwhile, if they are there."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere, contextlib.suppress(ImportError):
+            os.dup2(nowhere.fileno(), 2)
+            import seqio  # noqa: F401
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def seqio_task(work: Work, *, metric_fns: Sequence[Callable[..., Any]] = ()) -> SeqioTask:

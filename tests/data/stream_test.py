@@ -132,9 +132,8 @@ def test_mixtures_share_rows_and_count_epochs() -> None:
     assert np.bincount(block.task).tolist() == [100, 300]
     mixed = [len(set(block.task[a:b].tolist())) > 1 for a, b in zip(block.bounds[:-1], block.bounds[1:], strict=True)]
     assert any(mixed)
-    epochs = stream.epochs(3, 0)
-    assert epochs == [300 / stream.epoch_windows[0], 900 / stream.epoch_windows[1]]
-    assert stream.epochs(3, stream.plan(3).num_rows) == stream.epochs(4, 0)
+    assert stream.position(3, stream.plan(3).num_rows) == stream.position(4, 0) == 1600
+    assert stream.epochs(1600) == [400 / stream.epoch_windows[0], 1200 / stream.epoch_windows[1]]
 
 
 def test_the_automatic_block_packs_well() -> None:
