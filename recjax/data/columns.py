@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import polars as pl
 
-from recjax.data.problems import Findings
+from recjax.data.problems import Findings, rows
 
 MISSING = ("", "nan", "NaN", "NAN", "<NA>", "N/A", "None", "null", "NULL", "\\N")
-_INTEGER = r"^-?(0|[1-9]\d{0,18})$"
+_INTEGER = r"^-?(0|[1-9]\d*)$"
 _PER_SECOND = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+_PLAUSIBLE = (315_532_800, 4_102_444_800)  # 1980 to 2100, in seconds
 _TIME_EXPECTED = "seconds or milliseconds since 1970, a date, or ISO text such as 2024-05-01T12:30:00Z"
 
 
@@ -27,8 +28,7 @@ def _flag(mask: pl.Series, found: Findings, file: str, column: str, what: str, *
     count = int(mask.sum())
     if not count:
         return False
-    rows = "1 row" if count == 1 else f"{count:,} rows"
-    found.error(file, f"{what} in {rows}", row=_first(mask), column=column, **more)
+    found.error(file, f"{what} in {rows(count)}", row=_first(mask), column=column, **more)
     return True
 
 
@@ -52,50 +52,52 @@ def read_ids(
     Text files hold whole-number ids when every value is a plain integer ("7", not "007"); otherwise their ids are
     text. Parquet text stays text.
     """
-    column = values.name
-    expected = "whole numbers or text"
+    column, count = values.name, len(found.errors)
+    more = {"expected": "whole numbers or text", "mend": "drop these rows, or give them their ids"}
     if values.dtype in (pl.Categorical, pl.Enum):
         values = values.cast(pl.String)
     if not (values.dtype.is_integer() or values.dtype.is_float() or values.dtype == pl.String):
-        found.error(file, f"an id cannot be of type {values.dtype}", column=column, expected=expected)
+        found.error(file, f"an id cannot be of type {values.dtype}", column=column, **more)
         return None
-    mend = "drop these rows, or give them their ids"
-    if optional:
+    if not optional:
+        _flag(_is_missing(values), found, file, column, "the id is missing", **more)
+    if values.dtype != pl.String or from_text:
         values = _null_missing(values)
-    elif _flag(_is_missing(values), found, file, column, "the id is missing", expected=expected, mend=mend):
-        return None
-    meaning = "id, whole numbers"
     if values.dtype == pl.String and from_text:
-        whole = values.str.contains(_INTEGER)
-        if whole.all():
-            longest = values.str.len_bytes().max() or 0
-            values = values.cast(pl.Int64) if longest < 19 else values  # type: ignore[operator]
-        elif values.str.contains(r"^-?\d+\.0+$").all():
-            values = values.cast(pl.Float64)
-        elif whole.any():
-            share = f"{int(whole.sum()):,} of {len(values):,} values are whole numbers, the others text"
-            found.warn(
-                file,
-                f"mixed types: {share}",
-                row=_first(~whole),
-                column=column,
-                expected="ids of one kind",
-                mend="nothing to do if ids may look like this (all are taken as text); else mend the odd rows",
-            )
+        values = _type_ids(values, found, file)
+    meaning = "id, whole numbers"
     if values.dtype.is_float():
-        mend = "write the ids as whole numbers or text"
+        more["mend"] = "write the ids as whole numbers or text"
         fractional = (values != values.round()) | (values.abs() > 2.0**53)
-        if _flag(fractional, found, file, column, "the id is not a whole number", expected=expected, mend=mend):
-            return None
+        _flag(fractional, found, file, column, "the id is not a whole number", **more)
         meaning = "id, whole numbers (written with decimals)"
     if values.dtype == pl.String:
-        return values, "id, text"
+        return None if len(found.errors) > count else (values, "id, text")
     if values.dtype == pl.UInt64 and (values.max() or 0) >= 2**63:  # type: ignore[operator]
-        return values.cast(pl.String), "id, unsigned 64-bit numbers kept as text"
-    mend = "drop these rows if they mean missing; else renumber, or write the ids as text in Parquet"
-    if _flag(values < 0, found, file, column, "the id is negative", expected="ids from 0 upwards", mend=mend):
-        return None
-    return values.cast(pl.Int64), meaning
+        return None if len(found.errors) > count else (values.cast(pl.String), "id, 64-bit numbers kept as text")
+    more["mend"] = "drop these rows if they mean missing; else renumber, or write the ids as text in Parquet"
+    _flag(values < 0, found, file, column, "the id is negative", expected="ids from 0 upwards", mend=more["mend"])
+    return None if len(found.errors) > count else (values.cast(pl.Int64), meaning)
+
+
+def _type_ids(values: pl.Series, found: Findings, file: str) -> pl.Series:
+    """Ids of a text file as numbers when all are; a mixture stays text, with a warning."""
+    longest = values.str.len_bytes().max() or 0
+    if longest < 19 and values.str.contains(_INTEGER).all():  # type: ignore[operator]
+        return values.cast(pl.Int64)
+    if longest < 19 and values.str.contains(r"^-?(0|[1-9]\d*)(\.0+)?$").all():  # type: ignore[operator]
+        return values.cast(pl.Float64)
+    digits = values.str.contains(r"^\d+$")
+    if digits.any() and not digits.all():
+        found.warn(
+            file,
+            f"mixed types: {int(digits.sum()):,} of {len(values):,} ids are whole numbers, the others text",
+            row=_first(~digits),
+            column=values.name,
+            expected="ids of one kind",
+            mend="nothing to do if ids may look like this (all are taken as text); else mend the odd rows",
+        )
+    return values
 
 
 def read_position(values: pl.Series, found: Findings, file: str, *, from_text: bool) -> pl.Series | None:
@@ -119,31 +121,36 @@ def read_times(values: pl.Series, found: Findings, file: str, *, from_text: bool
     Dividing by the units (rounding down) gives seconds since 1970 in UTC; the finer value orders events. Numbers are
     seconds, milliseconds, microseconds or nanoseconds by their size; times without a zone are taken as UTC.
     """
-    column = values.name
+    column, count = values.name, len(found.errors)
     if from_text or values.dtype == pl.String:
         values = type_text(values.cast(pl.String))
     more = {"expected": _TIME_EXPECTED, "mend": "drop these rows, or give them their times"}
-    if _flag(_is_missing(values), found, file, column, "the time is missing", **more):
+    _flag(_is_missing(values), found, file, column, "the time is missing", **more)
+    values = _null_missing(values)
+    read = None
+    if values.null_count() == len(values):
         return None
     if values.dtype.is_float():
-        if _flag(values.is_infinite(), found, file, column, "the time is not finite", **more):
-            return None
-        if (values != values.round()).any():
-            unit, per_second = _unit(values), _PER_SECOND[_unit(values)]
-            micro = (values * (10**6 / per_second)).round().cast(pl.Int64)
-            return micro, 10**6, f"time, {unit} since 1970 with decimals (by magnitude)"
-        values = values.cast(pl.Int64)
-    if values.dtype.is_integer():
-        return _read_numbers(values.cast(pl.Int64), found, file, column)
-    if values.dtype == pl.Date:
-        return values.cast(pl.Datetime("us")).cast(pl.Int64), 10**6, "time, dates (midnight UTC)"
-    if isinstance(values.dtype, pl.Datetime):
+        if not _flag(values.is_infinite(), found, file, column, "the time is not finite", **more):
+            read = _read_decimals(values, found, file)
+    elif values.dtype.is_integer():
+        read = _read_numbers(values.cast(pl.Int64), found, file)
+    elif values.dtype == pl.Date:
+        read = values.cast(pl.Datetime("us")).cast(pl.Int64), 10**6, "time, dates (midnight UTC)"
+    elif isinstance(values.dtype, pl.Datetime):
         zone = values.dtype.time_zone
-        return values.cast(pl.Datetime("us", zone)).cast(pl.Int64), 10**6, f"time, date and time in {zone or 'UTC'}"
-    if values.dtype == pl.String:
-        return _read_iso(values, found, file, column)
-    found.error(file, f"a time cannot be of type {values.dtype}", column=column, expected=_TIME_EXPECTED)
-    return None
+        read = values.cast(pl.Datetime("us", zone)).cast(pl.Int64), 10**6, f"time, date and time in {zone or 'UTC'}"
+    elif values.dtype == pl.String:
+        read = _read_iso(values, found, file)
+    else:
+        found.error(file, f"a time cannot be of type {values.dtype}", column=column, expected=_TIME_EXPECTED)
+    if read is None or len(found.errors) > count:
+        return None
+    odd = ~(read[0] // read[1]).is_between(*_PLAUSIBLE)
+    if odd.any():
+        what = f"{int(odd.sum()):,} times lie before 1980 or after 2100; they are kept"
+        found.warn(file, what, row=_first(odd), column=column, mend="look whether the unit is right")
+    return read
 
 
 def _unit(values: pl.Series) -> str:
@@ -152,52 +159,60 @@ def _unit(values: pl.Series) -> str:
     return next((unit for unit, bound in bounds if size < bound), "nanoseconds")  # type: ignore[operator]
 
 
-def _read_numbers(values: pl.Series, found: Findings, file: str, column: str) -> tuple[pl.Series, int, str] | None:
+def _read_decimals(values: pl.Series, found: Findings, file: str) -> tuple[pl.Series, int, str] | None:
+    if (values == values.round()).all():
+        return _read_numbers(values.cast(pl.Int64), found, file)
+    unit = _unit(values)
+    micro = (values * (10**6 / _PER_SECOND[unit])).round().cast(pl.Int64)
+    return micro, 10**6, f"time, {unit} since 1970 with decimals (by magnitude)"
+
+
+def _read_numbers(values: pl.Series, found: Findings, file: str) -> tuple[pl.Series, int, str] | None:
     if values.is_between(19000101, 21001231).all() and (values // 100 % 100).is_between(1, 12).all():
         days = values.cast(pl.String).str.to_date("%Y%m%d", strict=False)
-        if days.null_count() == 0:
+        if days.null_count() == values.null_count():
             return days.cast(pl.Datetime("us")).cast(pl.Int64), 10**6, "time, dates as YYYYMMDD (midnight UTC)"
     unit = _unit(values)
     per_second = _PER_SECOND[unit]
     if unit != "seconds":  # such a value would lie within days of 1970 if it were of the large unit
         small = values.is_between(10**8, 10**11 - 1)
         more = {"expected": f"{unit} throughout", "mend": "write all times in one unit"}
-        if _flag(small, found, file, column, f"mixed units: {unit} and seconds, the latter", **more):
+        if _flag(small, found, file, values.name, f"mixed units: most are {unit}, but this looks like seconds", **more):
             return None
     return values, per_second, f"time, {unit} since 1970 (by magnitude)"
 
 
-def _read_iso(values: pl.Series, found: Findings, file: str, column: str) -> tuple[pl.Series, int, str] | None:
+def _read_iso(values: pl.Series, found: Findings, file: str) -> tuple[pl.Series, int, str] | None:
     text = values.str.strip_chars().str.replace(r"^(\d{4}-\d{2}-\d{2}) ", "${1}T").str.replace(r"(Z|z| UTC)$", "+00:00")
     text = text.str.replace(r"([+-]\d{2}):?(\d{2})$", "${1}:${2}")
     zoned = text.str.contains(r"T.*[+-]\d{2}:\d{2}$")
-    has_zone = bool(zoned.any())
     # the zone is taken off and subtracted, because one column may mix zones
-    sign = pl.when(pl.col("z").str.head(1) == "-").then(-1).otherwise(1)
-    offset = sign * (pl.col("z").str.slice(1, 2).cast(pl.Int64) * 60 + pl.col("z").str.slice(4, 2).cast(pl.Int64))
-    local = pl.when(pl.col("zoned")).then(pl.col("text").str.head(-6)).otherwise(pl.col("text"))  # type: ignore[arg-type]
+    zone, local = pl.col("text").str.tail(6), pl.when(pl.col("zoned")).then(pl.col("text").str.head(-6))
+    local = local.otherwise(pl.col("text"))
+    minutes = zone.str.slice(1, 2).cast(pl.Int64, strict=False) * 60 + zone.str.tail(2).cast(pl.Int64, strict=False)
+    minutes = minutes * pl.when(zone.str.head(1) == "-").then(-1).otherwise(1)
     formats = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y/%m/%d %H:%M:%S%.f")
     parse = [local.str.to_datetime(f, time_unit="us", strict=False) for f in formats]
     parse += [local.str.to_date(f, strict=False).cast(pl.Datetime("us")) for f in ("%Y-%m-%d", "%Y/%m/%d")]
-    frame = pl.DataFrame({"text": text, "zoned": zoned}).with_columns(
-        z=pl.when(pl.col("zoned")).then(pl.col("text").str.tail(6)).otherwise(pl.lit("+00:00"))
-    )
-    micro = frame.select(pl.coalesce(parse).cast(pl.Int64) - offset * 60 * 10**6).to_series()
-    bad = micro.is_null()
+    offset = pl.when(pl.col("zoned")).then(minutes).otherwise(0) * 60 * 10**6
+    frame = pl.DataFrame({"text": text, "zoned": zoned})
+    micro = frame.select(pl.coalesce(parse).cast(pl.Int64) - offset).to_series()
+    bad = micro.is_null() & values.is_not_null()
     if bad.any():
-        value = values[_first(bad) - 1]
+        value = str(values[_first(bad) - 1])[:40]
         more = {"expected": _TIME_EXPECTED, "mend": "write all times in one of these forms"}
-        _flag(bad, found, file, column, f"not understood as a time ({str(value)[:40]!r})", **more)
+        _flag(bad, found, file, values.name, f"{value!r} is not understood as a time", **more)
         return None
-    zone = "with their zones" if has_zone else "taken as UTC"
-    return micro, 10**6, f"time, ISO text {zone}"
+    return micro, 10**6, f"time, ISO text {'with their zones' if zoned.any() else 'taken as UTC'}"
 
 
 def type_text(values: pl.Series) -> pl.Series:
     """A text column as Int64 or Float64 when every non-empty value is such a number, else as it is."""
-    if values.dtype != pl.String or values.null_count() == len(values):
+    if values.dtype != pl.String:
         return values
     filled = _null_missing(values)
+    if filled.null_count() == len(values):
+        return values
     for dtype, pattern in ((pl.Int64, r"^-?(0|[1-9]\d{0,17})$"), (pl.Float64, None)):
         if pattern is None or filled.str.contains(pattern).all():
             numbers = filled.cast(dtype, strict=False)

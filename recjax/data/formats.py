@@ -93,7 +93,7 @@ def _read_text(path: Path, found: Findings) -> pl.DataFrame | None:
     with path.open("rb") as f:
         head = f.read(4)
     zipped = head[:2] == b"\x1f\x8b"
-    if zipped != (path.suffix == ".gz") or head == b"PAR1":
+    if zipped != (path.suffix == ".gz") or _kind(head) not in ("gzip", "text"):
         found.error(
             file,
             f"is named {path.name} but is {_kind(head)}",
@@ -137,13 +137,25 @@ def _explain_text(path: Path, separator: str, zipped: bool, cause: Exception, fo
                     return
         except UnicodeDecodeError:
             mend = "save the file as UTF-8, for example: iconv -f LATIN1 -t UTF-8"
-            found.error(file, "the text is not UTF-8", row=row + 1, expected="UTF-8", mend=mend)
+            found.error(
+                file, "the text is not UTF-8", row=_first_undecodable(path, zipped), expected="UTF-8", mend=mend
+            )
             return
         except csv.Error as e:
             mend = 'close every double quote and double those inside a text ("")'
             found.error(file, f"the row cannot be read: {e}", row=row + 1, mend=mend)
             return
     found.error(file, f"cannot be read: {_first_line(cause)}", mend="write the file again, or as Parquet")
+
+
+def _first_undecodable(path: Path, zipped: bool) -> int:
+    with gzip.open(path, "rb") if zipped else path.open("rb") as lines:
+        for number, line in enumerate(lines):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
 
 
 def _kind(head: bytes) -> str:
@@ -153,8 +165,8 @@ def _kind(head: bytes) -> str:
         return "gzip"
     if head == b"PK\x03\x04":
         return "a zip archive or spreadsheet"
-    printable = all(b in (9, 10, 13) or b >= 32 for b in head)
-    return "text" if printable else "something else"
+    binary = any(b < 32 and b not in (9, 10, 13) for b in head)
+    return "binary data" if binary else "text"
 
 
 def _first_line(e: Exception) -> str:

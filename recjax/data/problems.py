@@ -71,6 +71,11 @@ class Findings:
         raise first
 
 
+def rows(count: int) -> str:
+    """ "1 row" or "1,234 rows"."""
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate spelt most like `name` (case, spaces, dots and underscores do not count), or None."""
     plain = {_plain(c): c for c in candidates}

@@ -41,7 +41,6 @@ class Reader:
     def __init__(self, folder: Path, columns: dict[str, str], found: Findings) -> None:
         self.folder, self.columns, self.found = folder, columns, found
         self.paths: dict[str, Path] = {}
-        self.read_paths: list[Path] = []
         self.seen: dict[str, list[str]] = {}
         self.used: set[str] = set()
         self.ticks = 1
@@ -54,7 +53,6 @@ class Reader:
         if path is None:
             return None
         self.paths[name] = path
-        self.read_paths.append(path)
         frame = read_table(path, self.found)
         if frame is None:
             return None
@@ -126,6 +124,9 @@ class Reader:
         close = nearest(mapped or name, free) or _guess(name, free)
         says = f' (mapped to "{mapped}")' if mapped else ""
         mend = f'if it is called "{close}": columns={{"{name}": "{close}"}}' if close else "add it, or map its name"
+        taken = [key for key, source in self.columns.items() if source == name]
+        if taken:
+            mend = f'the mapping {{"{taken[0]}": "{name}"}} takes it away; the recjax name comes first in a mapping'
         if len(present) == 1 and any(s in present[0] for s in ";|\t"):
             mend = "the header was read as one column: separate the columns with commas (.csv) or tabs (.tsv)"
         expected = f"among the columns {', '.join(present[:12])}{', ...' if len(present) > 12 else ''}"

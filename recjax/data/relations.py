@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from recjax.data.problems import Findings
+from recjax.data.problems import Findings, rows
 from recjax.data.reader import IDS, Reader
 
 
@@ -34,30 +34,35 @@ def align_ids(frames: dict[str, pl.DataFrame | None], reader: Reader, found: Fin
                 found.note(f"{name}: {column} is text that holds whole numbers, read as numbers as in {other}")
 
 
-def check_unique(frame: pl.DataFrame | None, column: str, file: str, found: Findings) -> None:
-    if frame is None or column not in frame.columns:
-        return
-    again = ~frame[column].is_first_distinct()
-    if again.any():
-        row = int(again.arg_true()[0])
-        found.error(
-            file,
-            f"{column} {frame[column][row]!r} occurs again ({int(again.sum()):,} rows repeat an id)",
-            row=row + 1,
-            column=column,
-            expected=f"each {column} once",
-            mend="keep one row for each id",
-        )
+def check_unique(frames: dict[str, pl.DataFrame | None], reader: Reader, found: Findings) -> None:
+    """Each item, user, query and vector is described once."""
+    for table, frame in frames.items():
+        column = {"users": "user_id", "queries": "query_id"}.get(table, "item_id")
+        if frame is None or table in ("interactions", "relevance") or column not in frame.columns:
+            continue
+        again = ~frame[column].is_first_distinct()
+        if again.any():
+            row = int(again.arg_true()[0])
+            found.error(
+                reader.file(table),
+                f"{column} {frame[column][row]!r} occurs again ({int(again.sum()):,} rows repeat an id)",
+                row=row + 1,
+                column=column,
+                expected=f"each {column} once",
+                mend="keep one row for each id",
+            )
 
 
 def count_unknown(frames: dict[str, pl.DataFrame | None], reader: Reader, found: Findings) -> None:
     """Ids that another table does not describe: allowed, but counted."""
+    vectors = [(table, "item_id", "items") for table in frames if table.startswith("vectors/")]
     for table, column, other in (
         ("interactions", "item_id", "items"),
         ("interactions", "user_id", "users"),
         ("interactions", "query_id", "queries"),
         ("relevance", "item_id", "items"),
         ("relevance", "query_id", "queries"),
+        *vectors,
     ):
         left, right = frames[table], frames[other]
         if left is None or right is None or not (column in left.columns and column in right.columns):
@@ -67,5 +72,5 @@ def count_unknown(frames: dict[str, pl.DataFrame | None], reader: Reader, found:
         unknown = ~left[column].is_in(right[column].implode())
         if unknown.any():
             number = left[column].filter(unknown).n_unique()
-            what = f"{int(unknown.sum()):,} rows name {number:,} {column} that {other} does not have; they are kept"
+            what = f"{column} that {other} does not have in {rows(int(unknown.sum()))} ({number:,} different); kept"
             found.warn(reader.file(table), what, column=column, mend=f"add them to {other}, or leave it so")

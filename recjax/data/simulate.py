@@ -35,7 +35,7 @@ class World:
 
     num_events: int = 20_000
     num_users: int | None = None  # events / 20
-    num_items: int | None = None  # 8 * sqrt(events)
+    num_items: int | None = None  # 7 * sqrt(events)
     num_genres: int | None = None  # sqrt(items) / 4, between 4 and 32
     num_moods: int = 6
     latent_width: int = 8
@@ -44,8 +44,8 @@ class World:
     session_length: float = 5.0  # events, on average
     stay: float = 0.5  # inside a session: the genre stays,
     step: float = 0.1875  # or moves on to its neighbour, else the user's taste decides
-    follow: float = 0.75  # the mood follows from that of the last item,
-    recall: float = 0.0  # or from that of the item before the last,
+    follow: float = 0.5  # the mood follows from that of the last item,
+    recall: float = 0.25  # or from that of the item before the last,
     habit: float = 0.125  # or is one of the user's own, else any
     stray: float = 0.0625  # any item, by popularity
     searches: bool = False  # half of the sessions open with a query (column query_id)
@@ -81,7 +81,7 @@ class World:
 
     @property
     def items(self) -> int:
-        return self.num_items or max(64, 8 * math.isqrt(self.num_events))
+        return self.num_items or max(64, 7 * math.isqrt(self.num_events))
 
     @property
     def genres(self) -> int:

@@ -12,6 +12,7 @@ All arithmetic is on integers; probabilities are in 256ths. Loops run over steps
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,7 +116,7 @@ def make_laws(
 
     centres = Stream(seed, 7).below(15, genres * width).reshape(genres, width) - 7
     liking = (Stream(seed, 8).below(15, users * width).reshape(users, width) - 7) @ centres.T
-    below_best = (liking.max(1, keepdims=True) - liking) * 2 // width
+    below_best = (liking.max(1, keepdims=True) - liking) * _HALF_STEPS // math.isqrt(36 * width)
     taste = np.where(below_best > 4 * _HALF_STEPS, 0, half[np.minimum(below_best, 4 * _HALF_STEPS)]) + 1
     return Laws(
         chances=chances,
@@ -172,7 +173,7 @@ def make_log(seed: int, laws: Laws, lengths: np.ndarray) -> Log:
     offsets[by_id] = lengths[by_id].cumsum() - lengths[by_id]
     log = Log(*(np.empty(lengths.sum(), t) for t in (np.int32, np.int32, np.int64, np.bool_)))
     clock = Stream(seed, 16).below(YEAR * 9 // 10, users)
-    pause = np.maximum((YEAR - clock) * 6 // (lengths + 6), 3600)
+    pause = np.maximum((YEAR - clock) * 3 * PARTS // (5 * (lengths * c.fresh + PARTS)), 1800)
     reach = np.concatenate([[0], laws.weight.ravel().cumsum()])
     past: list[np.ndarray] = []
     genre = np.zeros(users, np.int64)

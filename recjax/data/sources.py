@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from recjax.data.directory import SIMULATED
 from recjax.data.problems import Findings
-from recjax.data.reader import NEEDED, TABLES, Reader
+from recjax.data.reader import TABLES, Reader
 from recjax.data.relations import align_ids, check_unique, count_unknown
 from recjax.data.simulate import World
 from recjax.data.tables import TIE_RULE, Tables
@@ -49,8 +50,13 @@ class DataDir:
         return tables
 
 
-def read_tables(path: str, columns: Mapping[str, str], found: Findings) -> Tables | None:
-    """Read a data directory, adding every problem and note to `found`; None when there are errors."""
+def read_tables(
+    path: str, columns: Mapping[str, str], found: Findings, *, despite_errors: bool = False
+) -> Tables | None:
+    """Read a data directory, adding every problem and note to `found`; None when there are errors.
+
+    `despite_errors` gives what could be read in spite of them, for reports; never train on it.
+    """
     folder = Path(path).expanduser()
     if not folder.is_dir():
         what = "the data directory is a file, not a folder" if folder.exists() else "there is no such data directory"
@@ -60,23 +66,22 @@ def read_tables(path: str, columns: Mapping[str, str], found: Findings) -> Table
     reader = Reader(folder, dict(columns), found)
     frames = {name: reader.table(name) for name in TABLES}
     reader.check_mapping()
-    vectors = read_vectors(folder, found, reader)
+    arrays, ids = read_vectors(reader, found)
+    frames |= ids
     align_ids(frames, reader, found)
     if frames["interactions"] is not None:
         frames["interactions"] = _sort(frames["interactions"], reader, found)
-    for name in ("items", "users", "queries"):
-        check_unique(frames[name], NEEDED[name][0], reader.file(name), found)
+    check_unique(frames, reader, found)
     count_unknown(frames, reader, found)
-    if found.errors or frames["interactions"] is None:
+    if frames["interactions"] is None or (found.errors and not despite_errors):
         return None
     warnings = tuple(f"{p.where}: {p.what}" for p in found.problems)
     rest = {name: frames[name] for name in TABLES[1:]}
-    hash_ = _hash(reader.read_paths, columns)
     return Tables(
         interactions=frames["interactions"],
         **rest,
-        vectors=vectors,
-        source_hash=hash_,
+        vectors={name: (array, _numpy(frames[f"vectors/{name}_ids"])) for name, array in arrays.items()},
+        source_hash=_hash(reader.paths, columns),
         simulated=(folder / SIMULATED).exists(),
         notes=tuple(found.notes),
         warnings=warnings,
@@ -116,11 +121,15 @@ def _count_repeats(frame: pl.DataFrame, keys: list[str], file: str, found: Findi
         )
 
 
-def _hash(paths: list[Path], columns: Mapping[str, str]) -> str:
+def _numpy(frame: pl.DataFrame | None) -> np.ndarray:
+    return np.empty(0) if frame is None else frame["item_id"].to_numpy()
+
+
+def _hash(paths: Mapping[str, Path], columns: Mapping[str, str]) -> str:
     """SHA-256 of the names and bytes of all files read, and of the column mapping."""
     digest = hashlib.sha256(repr(sorted(columns.items())).encode())
-    for path in paths:
-        digest.update(f"\n{path.name}\n".encode())
+    for name, path in sorted(paths.items()):
+        digest.update(f"\n{name} {path.name}\n".encode())
         with path.open("rb") as f:
             digest.update(hashlib.file_digest(f, "sha256").digest())
     return digest.hexdigest()
