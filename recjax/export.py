@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import jax.export
 import numpy as np
 from safetensors.numpy import save_file
 
+from recjax import cli, trained
 from recjax.core.errors import BundleError
 from recjax.core.folder import hash_of, new_folder, write_manifest
 from recjax.core.module import Functional, Params
@@ -56,6 +58,8 @@ def export_bundle(
     """
     if jax.process_count() > 1:
         raise BundleError("export runs in one process", where=f"{jax.process_count()} processes")
+    if max_k < 1 or not name:
+        raise BundleError(f"max_k is {max_k}, name is {name!r}", expected="max_k at least 1 and a name")
     if len(titles) != vocab.num_rows:
         raise ValueError(f"{len(titles)} titles for {vocab.num_rows} rows")
     max_k = min(max_k, vocab.num_items)
@@ -95,6 +99,30 @@ def export_bundle(
         )
         _compare(folder, recommend, params)
     return Path(out)
+
+
+def main(argv: list[str]) -> int:
+    """`recjax export`."""
+    flags = trained.parser("export")
+    flags.add_argument("--max_k", type=int, default=100, help="most items that can be asked for (default 100)")
+    flags.add_argument("--name", default="", help="what the server calls the model (default: name of the recipe)")
+    run, args = trained.from_command_line(flags, argv)
+    recipe, examples = run.assembly.recipe, run.assembly.examples[0]
+    path = export_bundle(
+        run.assembly.model,
+        run.params,
+        vocab=run.assembly.vocab,
+        titles=examples.titles(),
+        out=args.out,
+        history_length=recipe.feed.history_length,
+        max_k=args.max_k,
+        name=args.name or recipe.name,
+        recipe=recipe.name,
+        step=run.step,
+        checkpoint=str(run.checkpoint),
+    )
+    print(f"{path}: step {run.step} of {recipe.name}; recjax serve --bundle {path}")
+    return 0
 
 
 def _host(params: Params) -> dict[str, np.ndarray]:
@@ -158,3 +186,7 @@ def _compare(folder: Path, recommend: Recommend, params: Params) -> None:
             expected=f"scores equal to {TOLERANCE}",
             mend="this is a bug in recjax or jax; please report it with the recipe",
         )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from recjax.core.artifact import ArtifactWriter, open_artifact
+from recjax import cli, trained
+from recjax.core.artifact import ArtifactWriter, open_artifact, read_artifact
 from recjax.core.errors import ConfigError
 from recjax.core.module import Functional, Params
 from recjax.core.sharding import Mesh
@@ -59,8 +61,8 @@ def infer(
         raise ConfigError(f"cannot infer {kind!r}", expected=f"one of: {', '.join(KINDS)}")
     if jax.process_count() > 1:
         raise ConfigError("infer runs in one process", where=f"{jax.process_count()} processes")
-    if k < 1:
-        raise ConfigError(f"k is {k}", expected="at least 1")
+    if k < 1 or batch_size < 1:
+        raise ConfigError(f"k is {k} and batch_size {batch_size}", expected="at least 1")
     vocab, k = examples.vocab, min(k, examples.vocab.num_items)
     about: dict[str, Any] = {"task": examples.manifest.get("task"), "examples": examples.hash}
     if kind != "item_vectors":
@@ -117,3 +119,41 @@ def _write_items(writer: ArtifactWriter, model: Functional, params: Params, num_
         end = min(start + _ITEM_BLOCK, FIRST_ITEM + num_items)
         writer.append("rows", np.arange(start, end, dtype=np.int32))
         writer.append("vectors", np.asarray(table[start:end], np.float32))
+
+
+def main(argv: list[str]) -> int:
+    """`recjax infer`."""
+    flags = trained.parser("infer")
+    flags.add_argument("--kind", default=KINDS[0], choices=KINDS, help=f"what to write (default {KINDS[0]})")
+    flags.add_argument("--split", default="test", choices=("test", "valid"), help="whose users (default test)")
+    flags.add_argument("--task", default="", help="which task of a mixture (default: the first)")
+    flags.add_argument("--k", type=int, default=100, help="recommendations for each user (default 100)")
+    flags.add_argument("--keep_seen", action="store_true", help="recommend what a user already had as well")
+    flags.add_argument("--batch_size", type=int, default=256, help="users at a time (default 256)")
+    run, args = trained.from_command_line(flags, argv)
+    recipe = run.assembly.recipe
+    tasks = {e.manifest["task"]: e for e in run.assembly.examples}
+    if args.task and args.task not in tasks:
+        raise ConfigError(f"the recipe has no task {args.task!r}", expected=f"one of: {', '.join(tasks)}")
+    path = infer(
+        run.assembly.model,
+        run.params,
+        tasks[args.task] if args.task else run.assembly.examples[0],
+        kind=args.kind,
+        out=args.out,
+        history_length=recipe.feed.history_length,
+        split=args.split,
+        k=args.k,
+        exclude_seen=not args.keep_seen,
+        batch_size=args.batch_size,
+        mesh=run.assembly.mesh,
+        recipe=recipe.name,
+        step=run.step,
+    )
+    shapes = {name: a["shape"] for name, a in read_artifact(path).manifest["arrays"].items()}
+    print(f"{path}: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

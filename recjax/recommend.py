@@ -24,9 +24,10 @@ Recommend = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def encode(model: Functional, params: Params, history_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """User vectors [b, d] and the item table [v, d] they are scored against; `history_ids` int [b, l], right-padded.
+    """User vectors float32 [b, d] and the item table [v, d] they are scored against.
 
-    The vector is the model's output at the last event. A row without events gives a vector without meaning.
+    `history_ids` int [b, l] is padded on the right. The vector is the model's output at the last event, and zero for
+    a row without events, as in `recjax.evaluation`: all items then score alike.
     """
     real = history_ids != PAD
     places = jnp.arange(history_ids.shape[1], dtype=jnp.int32)
@@ -45,8 +46,10 @@ def encode(model: Functional, params: Params, history_ids: jax.Array) -> tuple[j
             expected="a model that reads history_ids, positions and segment_ids only",
             mend="recommendations from histories with other fields are not supported",
         ) from error
-    last = jnp.maximum(jnp.sum(real, axis=1) - 1, 0)
-    return jnp.take_along_axis(out["hidden"], last[:, None, None], axis=1)[:, 0], out["table"]
+    events = jnp.sum(real, axis=1)
+    last = jnp.maximum(events - 1, 0)[:, None, None]
+    users = jnp.take_along_axis(out["hidden"], last, axis=1)[:, 0].astype(jnp.float32)
+    return jnp.where((events > 0)[:, None], users, 0.0), out["table"]
 
 
 def make_recommend(model: Functional, *, num_items: int, k: int) -> Recommend:

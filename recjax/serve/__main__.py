@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
 import logging
@@ -36,6 +37,8 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket; raises `RecjaxError` when the port is taken or the address is not one of this machine."""
     where = f"{host}:{port}"
     try:
+        if not 0 <= port < 1 << 16:  # getaddrinfo would take its lower 16 bits
+            raise OverflowError(f"no port {port}")
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         opened = socket.socket(family, kind, protocol)
         try:
@@ -49,7 +52,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise RecjaxError(
             f"cannot listen there: {error}",
             where=where,
-            expected="a free port (1 to 65535) on an address of this machine",
+            expected="a free port (1 to 65535, or 0 for any) on an address of this machine",
             mend="choose another --port or --host, or stop the program that uses it",
         ) from error
     return opened
@@ -68,13 +71,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             where=sys.executable,
             mend="pip install 'recjax[serve]'",
         )
-    import uvicorn
-
     # Before anything slow, so that a taken port is reported at once.
     with listen(options.host, options.port) as opened:
-        from recjax.serve.app import create_app
-        from recjax.serve.bundle import Bundle
+        return _serve(opened, options)
 
+
+def _serve(opened: socket.socket, options: argparse.Namespace) -> int:
+    import uvicorn
+
+    from recjax.serve.app import create_app
+    from recjax.serve.bundle import Bundle
+
+    # uvicorn raises the signal again when it has finished; for a server that is told to stop this is no failure.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        bundles = [Bundle(path) for path in options.bundle]
+        _keep_compiled()
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+        wait = options.max_wait_ms / 1e3
+        app = create_app(bundles, max_batch=options.max_batch, max_wait=wait, max_queue=options.max_queue)
         host, port = opened.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -84,28 +99,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if self.started:
                     print(f"serving {', '.join(b.name for b in bundles)} on {address}", flush=True)
 
-        _keep_compiled()
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-        # uvicorn raises the signal again when it has finished; for a server that is told to stop this is no failure.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        bundles = [Bundle(path) for path in options.bundle]
-        app = create_app(
-            bundles,
-            max_batch=options.max_batch,
-            max_wait=options.max_wait_ms / 1e3,
-            max_queue=options.max_queue,
-        )
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10)
+        server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10))
         with contextlib.suppress(KeyboardInterrupt):
-            Server(config).run(sockets=[opened])
-    return 0
+            server.run(sockets=[opened])
+        return 0 if server.started else 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _keep_compiled() -> None:
     """Keep compiled programs, so that the next start with the same bundle is quick."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         folder = Path(os.environ.get("RECJAX_CACHE", Path.home() / ".cache" / "recjax")) / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
