@@ -43,7 +43,7 @@ class Recipe:
     feed: Feed
     model: Callable[..., Module]
     objectives: Sequence[Objective]
-    optimizer: optim.Optimizer
+    optimizer: optim.Optimizer = optim.Optimizer()
     mesh: MeshConfig = MeshConfig()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
@@ -55,7 +55,13 @@ class Recipe:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        for field, least in (("train_steps", 1), ("accumulate", 1), ("log_every", 1), ("eval_every", 0), ("patience", 0)):
+        for field, least in (
+            ("train_steps", 1),
+            ("accumulate", 1),
+            ("log_every", 1),
+            ("eval_every", 0),
+            ("patience", 0),
+        ):
             value = getattr(self, field)
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{field} = {value!r} cannot be used", expected=f"a whole number, at least {least}")

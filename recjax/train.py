@@ -25,11 +25,10 @@ from recjax.core import flops, switch
 from recjax.core.checkpoint import Checkpointer
 from recjax.core.config import Snapshot
 from recjax.core.errors import ConfigError, TrainingError
-from recjax.core.optim import eval_params, learning_rate
+from recjax.core.optim import eval_params, learning_rate, with_params
 from recjax.core.state import TrainState
 from recjax.core.warm_start import WarmStart, warm_start
 from recjax.core.writer import LateMetrics, RunWriter, StepMetrics
-from recjax.data.examples import Examples
 from recjax.data.pipeline import BatchIterator, train_batches
 from recjax.models.sequence import count_parameters
 from recjax.prepare import ensure_prepared
@@ -103,15 +102,16 @@ def train(
     initial: WarmStart | None = None,
     profile: tuple[int, int] | None = None,
     words: Sequence[str] = (),
+    devices: Sequence[Any] | None = None,
 ) -> Outcome:
     """Train `recipe` in `workdir`, going on from the newest whole checkpoint there.
 
     `initial` says where the parameters of a fresh run come from; `profile` is a range of steps to trace into
-    `workdir/profile`; `words` is the command line for the manifest. Raises `TrainingError` when the loss is not a
+    `workdir/profile`; `words` is the command line for the manifest; `devices` are used instead of all. Raises `TrainingError` when the loss is not a
     number, `CheckpointError` when a checkpoint is of another model or vocabulary.
     """
-    examples = [Examples.open(path) for path in ensure_prepared(recipe.mixture, cache)]
-    run = _Run(Assembly(recipe, examples), workdir, profile)
+    examples = ensure_prepared(recipe.mixture, cache)
+    run = _Run(Assembly(recipe, examples, devices), workdir, profile)
     with (
         run.assembly.mesh.activate(),
         Checkpointer(
@@ -151,7 +151,7 @@ class _Run:
             self.progress = Progress(**restored.iterator["progress"])
             return restored.state
         fresh = self.assembly.init_state()
-        return fresh if initial is None else dataclasses.replace(fresh, params=warm_start(initial, fresh.params)[0])
+        return fresh if initial is None else with_params(fresh, warm_start(initial, fresh.params)[0])
 
     def facts(self, words: Sequence[str]) -> dict[str, Any]:
         """What the manifest of the run says about it."""
@@ -238,7 +238,7 @@ class _Run:
             )
         self.progress.note(step, ranked.values[metric], self.recipe.checkpoints.mode)
         writer.write(step, {f"valid/{name}": value for name, value in ranked.values.items()})
-        line = ", ".join(f"{name} {ranked.values[name]:.4f}" for name in self.recipe.evaluation.shown())
+        line = ", ".join(f"{name} {value:.4f}" for name, value in ranked.values.items() if name.endswith("@10"))
         best = "best so far" if self.progress.best_step == step else f"best at step {self.progress.best_step}"
         writer.message(f"valid at step {step:,}: {line} ({best}; {ranked.seconds:.1f} s)")
         return ranked.values

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -43,3 +44,44 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("tensorflow")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(recjax_cache: Path) -> Any:
+    """A next-item recipe of seconds over the simulated world, dropout on; `model.with_` gives other transformers."""
+    import functools
+
+    from recjax.data.pipeline import Feed
+    from recjax.data.simulate import World
+    from recjax.data.sources import DataDir
+    from recjax.evaluation import Evaluation
+    from recjax.losses.softmax import CatalogueSoftmax
+    from recjax.models.sequence import Sequence
+    from recjax.nn.transformer import TransformerConfig
+    from recjax.recipe import Recipe
+    from recjax.tasks.mixtures import Mixture
+    from recjax.tasks.next_item import NextItem
+
+    class Model(functools.partial):
+        def with_(self, transformer: TransformerConfig, dropout: float) -> Model:
+            return Model(Sequence, transformer=transformer, max_length=16, embedding_dropout=dropout)
+
+    transformer = TransformerConfig(num_layers=2, width=16, num_heads=2, num_kv_heads=2, dropout=0.2)
+    return Recipe(
+        name="tiny",
+        mixture=Mixture(tasks=[NextItem(data=DataDir(simulate=World(num_events=3000)))]),
+        feed=Feed(batch_size=8, row_length=16, history_length=16),
+        model=Model(Sequence, transformer=transformer, max_length=16, embedding_dropout=0.2),
+        objectives=[CatalogueSoftmax()],
+        evaluation=Evaluation(batch_size=256, max_users=64, bootstrap_samples=50),
+        train_steps=4,
+        log_every=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_gin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe `sasrec` in its tiny mode, as a gin file."""
+    path = tmp_path_factory.mktemp("gin") / "tiny.gin"
+    path.write_text("include 'configs/recipe/sasrec/1_train.gin'\ninclude 'configs/run/tiny.gin'\n")
+    return path

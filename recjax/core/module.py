@@ -37,7 +37,7 @@ def param(
 def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
     """`count` copies of a layer in one module whose parameters have a leading `layers` dimension."""
 
-    def params_of(key: jax.Array) -> nnx.State:
+    def params_of(key: jax.Array) -> Any:
         return nnx.state(make(nnx.Rngs(params=key)))
 
     graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))
