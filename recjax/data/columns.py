@@ -198,6 +198,9 @@ def _read_iso(values: pl.Series, found: Findings, file: str) -> tuple[pl.Series,
     frame = pl.DataFrame({"text": text, "zoned": zoned})
     micro = frame.select(pl.coalesce(parse).cast(pl.Int64) - offset).to_series()
     bad = micro.is_null() & values.is_not_null()
+    number = values.str.contains(r"^-?\d+(\.\d+)?$").fill_null(False)
+    if 2 * number.sum() > len(values):  # a column of numbers with a few other things in it
+        bad = ~number & values.is_not_null()
     if bad.any():
         value = str(values[_first(bad) - 1])[:40]
         more = {"expected": _TIME_EXPECTED, "mend": "write all times in one of these forms"}

@@ -147,6 +147,7 @@ def test_times_before_1970_round_down():
         (["2024-05-01", "soon"], 2, "'soon' is not understood"),
         (["2024-05-01", "2024-13-01"], 2, "not understood"),
         ([str(NOON), "2024-05-01"], 1, "not understood"),
+        ([str(NOON), str(NOON), "soon"], 3, "'soon' is not understood"),
         ([[1]], None, "type List"),
         ([None, None], 1, "missing in 2 rows"),
     ],

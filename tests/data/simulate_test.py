@@ -161,7 +161,7 @@ def test_the_oracle_knows_the_frequencies_of_what_happens():
     world = World(num_events=30_000, seed=5)
     laws = world.laws()
     log = world.log(laws)
-    at = np.flatnonzero((log.user[2:] == log.user[:-2])) + 2
+    at = np.flatnonzero(log.user[2:] == log.user[:-2]) + 2
     genres = laws.genre_chances(log.user[at], log.item[at - 1])
     moods = laws.mood_chances(log.user[at], log.item[at - 1], log.item[at - 2])
     came = np.bincount(laws.genre[log.item[at]], minlength=laws.num_genres) / len(at)
