@@ -25,9 +25,7 @@ from recjax.core import errors
 from recjax.core.errors import ConfigError, ExamplesError, RecjaxError
 from recjax.core.flags import Flags, parse_argv, recipe_files
 from recjax.core.progress import Progress
-from recjax.data.check import check
 from recjax.data.examples import Examples, write_examples
-from recjax.data.simulate import write as write_world
 from recjax.data.sources import DataDir, World
 from recjax.tasks.cache import Place, cache_root, described, place_of
 from recjax.tasks.mixtures import Mixture
@@ -76,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             mend="`recjax prepare --help` shows examples",
         )
     if args.check:
+        from recjax.data.check import check
+
         report = check(DataDir(path=args.check, columns=_columns(args.columns)))
         print(report.render(), end="")
         return 0 if report.ok else 2
@@ -218,6 +218,8 @@ def _bring_in(source: str, to: Path | None) -> None:
     if to is None:
         raise ConfigError(f"--from {source} needs a place", expected="--to DIR")
     if kind == "simulate" and name.isdecimal():
+        from recjax.data.simulate import write as write_world
+
         write_world(World(num_events=int(name)), to)
     elif kind == "tfds" and name:
         from recjax.data.tfds_import import import_tfds

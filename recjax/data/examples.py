@@ -2,13 +2,15 @@
 
     manifest.json                             what, from what, how split, how many, sizes and checksums of all files
     vocabulary.json                           item ids <-> rows
-    items.parquet                             row, item_id, title (when there are titles), train_count
+    items.parquet                             row, item_id, train_count and, when there are titles, title: for people
+    item_count.npy, titles.json               the same by row: for programs
     users.parquet                             user_index, user_id
     <split>-00000-of-0000N.arrayrecord        the examples (see `record.py` and the schema in the manifest)
     <split>-lengths.npy                       int32: how many items each example has
 
-`write_examples` makes such a folder whole or not at all; `Examples.open` reads it without TensorFlow. It knows nothing
-of tasks, and never repairs: what is missing, shortened, altered or of another format is an `ExamplesError`.
+`write_examples` makes such a folder whole or not at all; `Examples.open` reads it, and needs neither TensorFlow nor
+(but for `user_ids`) polars, because training machines may have neither. It knows nothing of tasks, and never repairs:
+what is missing, shortened, altered or of another format is an `ExamplesError`.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from recjax.core.errors import ExamplesError
 from recjax.core.folder import check_files, new_folder, read_manifest, write_manifest
@@ -75,14 +77,15 @@ def write_examples(
     path: str | os.PathLike[str],
     *,
     vocab: ItemVocab,
-    items: pl.DataFrame,
-    users: pl.DataFrame,
+    items: Any,
+    users: Any,
     facts: Mapping[str, Any],
     shard_bytes: int = SHARD_BYTES,
 ) -> Iterator[ExamplesWriter]:
     """Write a prepared folder, which appears when the block ends well; raises `ExamplesError` when `path` exists.
 
-    `facts` is what the manifest says besides what can be counted here; the writer's caller may add to it meanwhile.
+    `items` and `users` are the polars frames to keep; `facts` is what the manifest says besides what is counted here,
+    and may be added to meanwhile.
     """
     with new_folder(path, error=ExamplesError) as folder:
         writer = ExamplesWriter(folder, shard_bytes=shard_bytes)
@@ -91,7 +94,7 @@ def write_examples(
         finally:
             splits = writer.close()
         vocab.save(folder / "vocabulary.json")
-        items.write_parquet(folder / "items.parquet")
+        _write_catalogue(folder, items, vocab.num_rows)
         users.write_parquet(folder / "users.parquet")
         sizes = {"vocabulary_hash": vocab.hash, "num_items": vocab.num_items, "num_rows": vocab.num_rows}
         write_manifest(folder, {"format": FORMAT, **facts, **sizes, "splits": splits})
@@ -128,20 +131,16 @@ class Examples:
     @functools.cached_property
     def item_count(self) -> np.ndarray:
         """float32 [num_rows]: how often each row occurs in the training events; 0 for padding and unknown."""
-        count = np.zeros(self.vocab.num_rows, np.float32)
-        count[self._items["row"].to_numpy()] = self._items["train_count"].to_numpy()
-        return count
+        return np.load(self.path / "item_count.npy", allow_pickle=False)
 
     def titles(self) -> list[str | None]:
         """The title of each row, None where there is none."""
-        found: list[str | None] = [None] * self.vocab.num_rows
-        if "title" in self._items.columns:
-            for row, title in self._items.select("row", "title").iter_rows():
-                found[row] = title
-        return found
+        return json.loads((self.path / "titles.json").read_text(encoding="utf-8"))
 
     def user_ids(self) -> list[int | str]:
         """The user id of each `user_index`."""
+        import polars as pl
+
         return pl.read_parquet(self.path / "users.parquet").get_column("user_id").to_list()
 
     def schema(self, split: str) -> tuple[Field, ...]:
@@ -157,13 +156,22 @@ class Examples:
             return DiskSource(paths, schema, lengths)
         return read_all(paths, schema, lengths)
 
-    @functools.cached_property
-    def _items(self) -> pl.DataFrame:
-        return pl.read_parquet(self.path / "items.parquet")
-
     def _split(self, split: str) -> Mapping[str, Any]:
         if split not in self.manifest["splits"]:
             raise ExamplesError(
                 f"there is no split {split!r}", where=str(self.path), expected=f"one of: {', '.join(self.splits)}"
             )
         return self.manifest["splits"][split]
+
+
+def _write_catalogue(folder: Path, items: Any, num_rows: int) -> None:
+    rows = items["row"].to_numpy()
+    count = np.zeros(num_rows, np.float32)
+    count[rows] = items["train_count"].to_numpy()
+    titles: list[str | None] = [None] * num_rows
+    if "title" in items.columns:
+        for row, title in zip(rows.tolist(), items["title"].to_list(), strict=True):
+            titles[row] = title
+    items.write_parquet(folder / "items.parquet")
+    np.save(folder / "item_count.npy", count)
+    (folder / "titles.json").write_text(json.dumps(titles, ensure_ascii=False), encoding="utf-8")

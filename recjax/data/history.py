@@ -1,7 +1,7 @@
-"""From a log to one history per user, where to cut it into train, valid and test, and which windows to train on.
+"""From a log to one history per user, and where to cut it into train, valid and test.
 
 The log is sorted and grouped once (polars), and everything after that is arithmetic on lengths: a split is three
-numbers per user, a window is an example and an end. The same functions take one user's numbers or all users' at once.
+numbers per user. The same functions take one user's numbers or all users' at once.
 
 Order and ties: a user's events are in the order that the data directory gives them (`order`: by time, then position,
 then file order). `leave_one_out` therefore breaks ties by file order; for `global_time` an event at exactly the cut-off
@@ -129,44 +129,6 @@ def global_time(lengths: np.ndarray, before_valid: np.ndarray, before_test: np.n
         np.where(before_valid < before_test, before_valid, -1),
         np.where(before_test < lengths, before_test, -1),
     )
-
-
-@dataclass(frozen=True)
-class Windows:
-    """The training windows of a set of examples: window k ends before event `end[k]` of example `example[k]`."""
-
-    example: np.ndarray
-    end: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.end)
-
-
-def windows(lengths: np.ndarray, history_length: int, *, cut: str) -> Windows:
-    """All windows of one epoch, in order of example. A window has at most `history_length` targets, at least one.
-
-    "last": the newest window of each example. "chunk": consecutive windows from the newest backwards, so that every
-    target counts once. "random": one window per example, whose end `random_ends` draws anew for each epoch.
-    Examples with fewer than two events have no window.
-    """
-    lengths = np.asarray(lengths, np.int64)
-    targets = np.maximum(lengths - 1, 0)
-    counts = -(-targets // history_length) if cut == "chunk" else np.minimum(targets, 1)
-    example = np.repeat(np.arange(len(lengths)), counts)
-    first = np.cumsum(counts) - counts
-    number = np.arange(len(example)) - first[example]
-    return Windows(example, lengths[example] - number * history_length)
-
-
-def random_ends(lengths: np.ndarray, history_length: int, draws: np.ndarray) -> np.ndarray:
-    """The ends of windows of `history_length` targets (all of them where there are fewer); `draws` are uint64."""
-    choices = np.maximum(lengths - history_length, 1).astype(np.uint64)
-    return np.minimum(lengths, history_length + 1) + (draws % choices).astype(np.int64)
-
-
-def window_start(end: np.ndarray, history_length: int) -> np.ndarray:
-    """The first event of a window that ends before `end`; it is input only, the others are targets as well."""
-    return np.maximum(end - history_length - 1, 0)
 
 
 def _times_of(interactions: pl.DataFrame) -> list[str]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from recjax.data.formats import SUFFIXES
-from recjax.data.reader import TABLES
 from recjax.data.sources import DataDir
+
+_SUFFIXES = (".parquet", ".csv", ".tsv", ".gz")
 
 
 def source_hash(data: DataDir) -> str:
-    """SHA-256 of the names and bytes of all files a data directory is read from, and of the column mapping.
+    """SHA-256 of the names and bytes of all tables and vectors of a data directory, and of the column mapping.
 
     For the simulated world, of its settings. Raises `DataError` when there is no such directory.
     """
@@ -25,8 +25,8 @@ def source_hash(data: DataDir) -> str:
     if not folder.is_dir():
         data.load()
     digest = hashlib.sha256(repr(sorted(data.columns.items())).encode())
-    tables = (folder / (table + suffix) for table in TABLES for suffix in SUFFIXES)
-    for path in [*(p for p in tables if p.is_file()), *sorted((folder / "vectors").glob("*"))]:
+    tables = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file())
+    for path in [*tables, *sorted((folder / "vectors").glob("*"))]:
         digest.update(f"\n{path.relative_to(folder)}\n".encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

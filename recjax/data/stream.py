@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from recjax.core.errors import ExamplesError
-from recjax.data.history import Windows, random_ends, window_start, windows
 from recjax.data.packing import one_per_row, pack
+from recjax.data.windows import Windows, random_ends, window_start, windows
 
 _RATE_UNITS = 2**20
 _MIN_BLOCK = 2048

@@ -1,9 +1,7 @@
 """Predict a user's next item: the kind of task behind sequential recommenders.
 
 One example per user, with all of the user's events before the split's end; how much of it a model sees at a time is
-decided when feeding. What is done with odd data: an event whose item is outside the catalogue stays in the history as
-unknown; a held-out target outside the catalogue, or without any event before it, cannot be ranked and is left out and
-counted.
+decided when feeding. Only the settings are here; `next_item_work.py` does the work.
 """
 
 from __future__ import annotations
@@ -11,32 +9,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-import polars as pl
-
-from recjax.core.errors import ConfigError, DataError
-from recjax.data.history import (
-    TIE_RULES,
-    Cuts,
-    Histories,
-    cutoff_times,
-    events_before,
-    global_time,
-    histories,
-    leave_one_out,
-)
-from recjax.data.record import Column, Field
-from recjax.data.sources import DataDir, Tables
-from recjax.data.titles import title_column
-from recjax.data.vocab import FIRST_ITEM, OOV, ItemVocab
-from recjax.tasks.work import Change, Example, Keep, Lookup, Step, Work
+from recjax.core.errors import ConfigError
+from recjax.data.sources import DataDir
+from recjax.tasks.work import Work
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
-_CATALOGUES = {
-    "interactions": "items that occur in the interactions",
-    "items": "items of the items table; interactions with others count as unknown",
-}
+_SPLITS = ("leave_one_out", "global_time")
+_CATALOGUES = ("interactions", "items")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +41,8 @@ class NextItem:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ConfigError(f"NextItem.name = {self.name!r}", expected="letters, digits, _ and . only")
-        if self.split not in TIE_RULES:
-            raise ConfigError(f"NextItem.split = {self.split!r}", expected=" or ".join(map(repr, TIE_RULES)))
+        if self.split not in _SPLITS:
+            raise ConfigError(f"NextItem.split = {self.split!r}", expected=" or ".join(map(repr, _SPLITS)))
         if self.catalogue not in _CATALOGUES:
             raise ConfigError(f"NextItem.catalogue = {self.catalogue!r}", expected=" or ".join(map(repr, _CATALOGUES)))
         fractions = (self.valid_fraction, self.test_fraction)
@@ -73,185 +54,15 @@ class NextItem:
             raise ConfigError(f"NextItem.min_events = {self.min_events}", expected="at least 1")
 
     def work(self) -> Work:
-        """Read and divide the data.
+        """Read and divide the data (`next_item_work.py`).
 
         Raises `DataError` when there is nothing to learn from, or what the split or catalogue needs is missing.
         """
         return self.work_on(self.data.load())
 
-    def work_on(self, tables: Tables) -> Work:
-        """The same for tables already read."""
-        log = histories(tables.interactions, min_events=self.min_events)
-        cuts, rule = self._cuts(log)
-        train_codes = log.items[_is_before(log.offsets, cuts.train_end)]
-        vocab, items = self._catalogue(tables, log, np.bincount(train_codes, minlength=len(log.item_ids)))
-        rows = vocab.encode(log.item_ids)
-        user = {
-            "user_index": Column(np.arange(len(log.user_ids))),
-            "items": Column(log.items, log.offsets),
-            "train_end": Column(cuts.train_end.astype(np.int32)),
-        }
-        times = log.times is not None
-        if log.times is not None:
-            user["times"] = Column(log.times, log.offsets)
-        valid, test = (Column(at.astype(np.int32)) for at in (cuts.valid_at, cuts.test_at))
-        facts = {
-            "kind": "next_item",
-            "split_rule": rule,
-            "tie_rule": TIE_RULES[self.split],
-            "catalogue_rule": _CATALOGUES[self.catalogue],
-            "simulated": tables.simulated,
-            "times": times,
-            "counts": _counts(log, cuts, rows),
-            "notes": [*tables.notes],
-            "warnings": [*tables.warnings],
-        }
-        users = pl.DataFrame({"user_index": np.arange(len(log.user_ids)), "user_id": log.user_ids})
-        if not any(facts["counts"]["train"].values()) or not facts["counts"]["train"]["examples"]:
-            raise DataError(
-                "no user has two events to train on",
-                where="interactions",
-                expected=f"longer histories for the split {self.split}",
-                mend="take a smaller held-out fraction, or bring more data",
-            )
-        return Work(
-            name=self.name,
-            raw={"train": user, "valid": {**user, "target_at": valid}, "test": {**user, "target_at": test}},
-            steps=steps(rows),
-            schemas={"train": _schema(times), "valid": _schema(times, True), "test": _schema(times, True)},
-            vocab=vocab,
-            items=items,
-            users=users,
-            facts=facts,
-        )
+    def work_on(self, tables: Any) -> Work:
+        """The same for `Tables` already read."""
+        # Not imported above: a training process has this class in its recipe and may be without polars.
+        from recjax.tasks.next_item_work import make_work
 
-    def _cuts(self, log: Histories) -> tuple[Cuts, str]:
-        if self.split == "leave_one_out":
-            rule = "leave one out: the last event is the test target, the one before it the valid target"
-            return leave_one_out(log.lengths), rule
-        if log.times is None:
-            raise DataError(
-                "the split global_time needs times",
-                where="interactions",
-                expected="a column timestamp",
-                mend='bring timestamps, or set NextItem.split = "leave_one_out"',
-            )
-        valid, test = cutoff_times(log.times, valid_fraction=self.valid_fraction, test_fraction=self.test_fraction)
-        before = (events_before(log.times, log.offsets, t) for t in (valid, test))
-        rule = f"global time: train before {valid}, valid from then on, test from {test} on (seconds since 1970); "
-        return global_time(log.lengths, *before), rule + "the first event of a user in a period is the target"
-
-    def _catalogue(self, tables: Tables, log: Histories, counts: np.ndarray) -> tuple[ItemVocab, pl.DataFrame]:
-        """The vocabulary, and the table of its rows."""
-        known = pl.DataFrame({"item_id": log.item_ids, "train_count": counts.astype(np.int64)})
-        if self.catalogue == "items":
-            if tables.items is None:
-                raise DataError(
-                    'NextItem.catalogue = "items" needs an items table',
-                    where="items",
-                    expected="items.parquet or items.csv",
-                    mend='bring one, or set NextItem.catalogue = "interactions"',
-                )
-            known = (
-                tables.items.select("item_id")
-                .join(known, on="item_id", how="left")
-                .with_columns(pl.col("train_count").fill_null(0))
-            )
-        vocab = ItemVocab.from_counts(known.get_column("item_id"), known.get_column("train_count").to_numpy())
-        row = vocab.encode(known.get_column("item_id"))
-        items = known.select(pl.Series("row", row), "item_id", "train_count").sort("row")
-        title = title_column(tables.items)
-        if title is not None and tables.items is not None:
-            titles = tables.items.select("item_id", pl.col(title).cast(pl.String).alias("title"))
-            items = items.join(titles, on="item_id", how="left", maintain_order="left")
-        return vocab, items
-
-
-def steps(rows: np.ndarray) -> tuple[Step, ...]:
-    """From one user's events to an example, or none: item codes to table rows, the cut, known targets only."""
-    return (
-        Keep(_has_example, "without an example"),
-        Lookup("items", rows),
-        Change(make_example),
-        Keep(_has_known_label, "target outside the catalogue"),
-    )
-
-
-def make_example(user: Example) -> Example:
-    """The training example of a user, or, when `target_at` is there, the held-out one.
-
-    Training has the events up to `train_end`; a held-out example has the event number `target_at` as label and all
-    events before it.
-    """
-    end = user["target_at"] if "target_at" in user else user["train_end"]
-    example = {"user_index": user["user_index"], "items": user["items"][:end]}
-    if "times" in user:
-        example["times"] = user["times"][:end]
-    if "target_at" in user:
-        example["label"] = user["items"][end]
-        example["train_events"] = user["train_end"]
-        if "times" in user:
-            example["label_time"] = user["times"][end]
-    return example
-
-
-def _has_example(user: Example):
-    """A single training event has no target, and a target without anything before it cannot be predicted."""
-    return user["target_at"] >= 1 if "target_at" in user else user["train_end"] >= 2
-
-
-def _has_known_label(example: Example):
-    return example["label"] != OOV if "label" in example else True
-
-
-def _schema(times: bool, held_out: bool = False) -> tuple[Field, ...]:
-    fields = [Field(name="user_index", dtype="int64", rank=0), Field(name="items", dtype="int32", rank=1)]
-    fields += [Field(name="times", dtype="int64", rank=1)] if times else []
-    if held_out:
-        fields += [Field(name="label", dtype="int32", rank=0), Field(name="train_events", dtype="int32", rank=0)]
-        fields += [Field(name="label_time", dtype="int64", rank=0)] if times else []
-    return tuple(fields)
-
-
-def _is_before(offsets: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """bool per event: whether it is among the first `end` of its user."""
-    lengths = np.diff(offsets)
-    number = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    return number < np.repeat(end, lengths)
-
-
-def _counts(log: Histories, cuts: Cuts, rows: np.ndarray) -> dict[str, dict[str, int]]:
-    """How many examples each split has, what was left out and why, and what else is odd."""
-    users = len(log.lengths)
-    enough = int((cuts.train_end >= 2).sum())
-    counts = {"train": {"examples": enough, "events": int(cuts.train_end.sum()), "too_short": users - enough}}
-    for split, at in (("valid", cuts.valid_at), ("test", cuts.test_at)):
-        usable = np.flatnonzero(at >= 1)
-        labels = rows[log.items[log.offsets[usable] + at[usable]]]
-        unknown = int((labels == OOV).sum())
-        counts[split] = {
-            "examples": len(usable) - unknown,
-            "without_target": int((at < 0).sum()),
-            "without_history": int((at == 0).sum()),
-            "target_unknown": unknown,
-            "target_seen_before": _seen_before(log, usable, at[usable]),
-        }
-    counts["log"] = {
-        "users": users,
-        "events": len(log.items),
-        "items": len(log.item_ids),
-        "users_below_min_events": log.users_dropped,
-        "events_of_those_users": log.events_dropped,
-        "events_outside_catalogue": int((rows[log.items] < FIRST_ITEM).sum()),
-    }
-    return counts
-
-
-def _seen_before(log: Histories, users: np.ndarray, at: np.ndarray) -> int:
-    """How many of these users have their target among the events before it."""
-    target = np.full(len(log.lengths), -1, np.int64)
-    end = np.zeros(len(log.lengths), np.int64)
-    target[users], end[users] = log.items[log.offsets[users] + at], at
-    repeated = _is_before(log.offsets, end) & (log.items == np.repeat(target, log.lengths))
-    user = np.repeat(np.arange(len(log.lengths)), log.lengths)
-    return len(np.unique(user[repeated]))
+        return make_work(self, tables)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import polars as pl
 
 from recjax.data.record import Column, Columns, Field, Schema
 from recjax.data.sources import DataDir
@@ -53,9 +52,9 @@ class Work:
     """A task with its data read.
 
     `raw[split]` are the columns that a split starts from, `steps` what is done to the examples of any split (a step
-    sees from the fields which kind of example it has), `schemas[split]` the fields that come out. `items` (row,
-    item_id, train_count, perhaps title) and `users` (user_index, user_id) go into the prepared folder as they are,
-    `facts` into its manifest.
+    sees from the fields which kind of example it has), `schemas[split]` the fields that come out. The polars
+    frames `items` (row, item_id, train_count, perhaps title) and `users` (user_index, user_id) go into the prepared
+    folder, `facts` into its manifest.
     """
 
     name: str
@@ -63,8 +62,8 @@ class Work:
     steps: Sequence[Step]
     schemas: Mapping[str, Schema]
     vocab: ItemVocab
-    items: pl.DataFrame
-    users: pl.DataFrame
+    items: Any
+    users: Any
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
