@@ -46,7 +46,7 @@ def test_when_nearly_everything_is_seen_the_rest_comes_and_then_nothing(exported
     assert (rows[0, 2:] == 0).all() and np.isneginf(scores[0, 2:]).all()
 
 
-TRAINING_CODE = ("flax", "optax", "orbax", "gin", "grain", "polars", "tensorflow", "seqio", "jaxtyping", "fastapi")
+TRAINING_CODE = ("flax", "optax", "orbax", "gin", "grain", "polars", "tensorflow", "seqio", "jaxtyping")
 OURS = ("recjax.models", "recjax.nn", "recjax.tasks", "recjax.losses", "recjax.train", "recjax.core.module")
 ALONE = f"""
 import sys
@@ -63,6 +63,9 @@ bundle = Bundle(sys.argv[1])
 user = bundle.encode(json.loads(sys.argv[2]))
 scores, rows = bundle.recommend(user.history_ids[None, :], user.seen_ids[None, :])
 print(json.dumps([scores.tolist(), rows.tolist()]))
+assert not {{"fastapi", "pydantic", "prometheus_client"}} & set(sys.modules)
+import recjax.serve.__main__
+import recjax.serve.app
 """
 
 
