@@ -199,7 +199,7 @@ def _read_iso(values: pl.Series, found: Findings, file: str) -> tuple[pl.Series,
     micro = frame.select(pl.coalesce(parse).cast(pl.Int64) - offset).to_series()
     bad = micro.is_null() & values.is_not_null()
     number = values.str.contains(r"^-?\d+(\.\d+)?$").fill_null(False)
-    if 2 * number.sum() > len(values):  # a column of numbers with a few other things in it
+    if 2 * number.sum() > values.is_not_null().sum():  # a column of numbers with a few other things in it
         bad = ~number & values.is_not_null()
     if bad.any():
         value = str(values[_first(bad) - 1])[:40]
