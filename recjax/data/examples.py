@@ -32,7 +32,7 @@ from recjax.data.record import Columns, Field, Schema
 from recjax.data.shards import SHARD_BYTES, DiskSource, ExampleSource, ShardWriter, read_all
 from recjax.data.vocab import ItemVocab
 
-FORMAT = 1
+FORMAT = 2
 MEMORY_BYTES = 2 * 2**30
 _WHAT = "folder of prepared examples"
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from recjax.data.sources import DataDir
 
-_SUFFIXES = (".parquet", ".csv", ".tsv", ".gz")
+_SUFFIXES = (".parquet", ".csv", ".tsv", ".gz", ".json")
 
 
 def source_hash(data: DataDir) -> str:
-    """SHA-256 of the names and bytes of all tables and vectors of a data directory, and of the column mapping.
+    """SHA-256 of the names and bytes of all tables, marks and vectors of a data directory, and of the column mapping.
 
     For the simulated world, of its settings. Raises `DataError` when there is no such directory.
     """
