@@ -56,6 +56,8 @@ def read_ids(
     more = {"expected": "whole numbers or text", "mend": "drop these rows, or give them their ids"}
     if values.dtype in (pl.Categorical, pl.Enum):
         values = values.cast(pl.String)
+    if values.dtype == pl.Null:
+        values = values.cast(pl.Int64)
     if not (values.dtype.is_integer() or values.dtype.is_float() or values.dtype == pl.String):
         found.error(file, f"an id cannot be of type {values.dtype}", column=column, **more)
         return None
@@ -98,6 +100,15 @@ def _type_ids(values: pl.Series, found: Findings, file: str) -> pl.Series:
             mend="nothing to do if ids may look like this (all are taken as text); else mend the odd rows",
         )
     return values
+
+
+def read_present(values: pl.Series, found: Findings, file: str) -> None:
+    """Texts of queries and labels of judgments: of any kind, but never missing; a text is text."""
+    more = {"expected": "a value in every row", "mend": "drop these rows, or fill them in"}
+    missing = values.str.strip_chars() == "" if values.dtype == pl.String else values.is_null()
+    _flag(missing.fill_null(True), found, file, values.name, f"the {values.name} is missing", **more)
+    if values.name == "text" and values.dtype != pl.String:
+        found.error(file, f"a text cannot be of type {values.dtype}", column="text", expected="text")
 
 
 def read_position(values: pl.Series, found: Findings, file: str, *, from_text: bool) -> pl.Series | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from recjax.data.columns import read_ids, read_position, read_times, type_text
+from recjax.data.columns import read_ids, read_position, read_present, read_times, type_text
 from recjax.data.formats import find_table, read_table
 from recjax.data.problems import Findings, nearest
 
@@ -24,6 +24,8 @@ NEEDED = {
 }
 IDS = ("user_id", "item_id", "query_id")
 KNOWN = (*IDS, "timestamp", "position", "text", "label", "title", "event", "value", "rating", "domain", "query")
+_NEVER_MISSING = {"queries": ("text",), "relevance": ("label",)}
+_TEXT = ("text", "title", "name", "query", "description")  # stays text in text files, even "1984"
 _OTHER_NAMES = {
     "user_id": ("user", "uid", "customer", "reviewer", "visitor", "session"),
     "item_id": ("item", "movie", "product", "asin", "article", "track", "book", "iid", "business"),
@@ -69,6 +71,11 @@ class Reader:
         displaced = [n for source, n in names.items() if n != source and n in frame.columns and n not in names]
         if displaced:
             self.found.note(f"{table}: column {', '.join(displaced)} set aside, because another is mapped to its name")
+        if table == "interactions" and "order" in frame.columns and "order" not in names:
+            displaced.append("order")
+            self.found.note(
+                "interactions: column order set aside: events are numbered here; map it to position to use it"
+            )
         return frame.drop(displaced).rename(names)
 
     def check_mapping(self) -> None:
@@ -113,7 +120,10 @@ class Reader:
                     after = ", after timestamp" if "timestamp" in frame.columns else ""
                     meanings.append(f"position = order within the user{after}")
             else:
-                frame = frame.with_columns(type_text(values)) if from_text else frame
+                if name in _NEVER_MISSING.get(table, ()):
+                    read_present(values, found, file)
+                if from_text and name not in _TEXT:
+                    frame = frame.with_columns(type_text(values))
                 meanings.append(f"{name} = {_plain_type(frame[name])}")
         found.note(f"{Path(file).name}: {frame.height:,} rows; " + "; ".join(meanings))
         return frame if len(found.errors) == count else None

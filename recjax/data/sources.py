@@ -106,7 +106,7 @@ def _sort(frame: pl.DataFrame, reader: Reader, found: Findings) -> pl.DataFrame:
         )
     if "timestamp" in keys:
         frame = frame.with_columns(pl.col("timestamp").floordiv(reader.ticks))
-    return frame.drop("order", strict=False).with_columns(order=pl.int_range(pl.len(), dtype=pl.Int64).over("user_id"))
+    return frame.with_columns(order=pl.int_range(pl.len(), dtype=pl.Int64).over("user_id"))
 
 
 def _count_repeats(frame: pl.DataFrame, keys: list[str], file: str, found: Findings) -> None:

@@ -259,6 +259,29 @@ def test_vectors_that_do_not_fit(tmp_path, array, ids, match):
     refuses(tmp_path, match=match, where="vectors/text")
 
 
+@pytest.mark.parametrize(
+    "table, columns, match, row",
+    [
+        ("queries", {"query_id": [1, 2], "text": ["a", " "]}, "text is missing", 2),
+        ("queries", {"query_id": [1, 2], "text": [3, 4]}, "cannot be of type Int64", None),
+        ("relevance", {"query_id": [1], "item_id": [1], "label": [None]}, "label is missing", 1),
+        ("relevance", {"query_id": [1], "item_id": [None], "label": [1]}, "id is missing", 1),
+    ],
+)
+def test_queries_and_judgments_that_cannot_be_used(tmp_path, table, columns, match, row):
+    put(tmp_path, interactions=LOG, **{table: columns})
+    refuses(tmp_path, match=match, where=f"{table}.parquet" + (f", row {row}" if row else ""))
+
+
+def test_titles_of_digits_stay_text_and_a_column_named_order_is_set_aside(tmp_path):
+    put(tmp_path, interactions=LOG | {"order": [9] * 5})
+    (tmp_path / "items.csv").write_text("item_id,title,year\n5,1984,1949\n", encoding="utf-8")
+    tables = DataDir(path=str(tmp_path)).load()
+    assert tables.items.rows() == [(5, "1984", 1949)]
+    assert tables.interactions["order"].to_list() == [0, 1, 2, 0, 1]
+    assert any("column order set aside" in note for note in tables.notes)
+
+
 def test_more_problems_are_announced(tmp_path):
     put(tmp_path, interactions=LOG | {"item_id": [None] * 4 + [1], "user_id": [-1] * 5})
     refuses(tmp_path, match="", mend="1 more")
