@@ -109,10 +109,13 @@ class Bundle:
         file = self.path / FUNCTION_FILE
         try:
             function = jax.export.deserialize(bytearray(file.read_bytes()))
+            function.mlir_module()  # a newer jax writes operations that an older one knows nothing of
         except Exception as error:  # jax raises many kinds for bytes of another version
             made, here = self.manifest["jax_version"], jax.__version__
             raise BundleError(
-                f"jax {here} cannot read a function made by jax {made}: {error}", where=str(file), mend=REMAKE
+                f"jax {here} cannot read a function made by jax {made}: {error}",
+                where=str(file),
+                mend=f"serve with jax {made} or up to six months newer, or export again with jax {here}",
             ) from error
         platform = jax.export.default_export_platform()
         if platform not in function.platforms:

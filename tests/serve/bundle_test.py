@@ -1,10 +1,13 @@
 """A bundle answers as the model did, for every shape, without the training code; what does not fit is refused."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 
+import jax
+import jax.export
 import numpy as np
 import pytest
 
@@ -154,6 +157,16 @@ def test_foreign_bytes_with_right_checksums_are_refused(copy):
         with pytest.raises(BundleError, match=message):
             Bundle(copy)
         (copy / name).write_bytes(before)
+
+
+def test_a_program_of_a_newer_jax_is_refused_when_loaded_not_when_called(copy):
+    file = copy / layout.FUNCTION_FILE
+    function = jax.export.deserialize(bytearray(file.read_bytes()))
+    unknown = function.mlir_module_serialized[:-40]
+    file.write_bytes(dataclasses.replace(function, mlir_module_serialized=unknown).serialize())
+    remake(copy, jax_version="99.0")
+    with pytest.raises(BundleError, match="cannot read a function made by jax 99.0"):
+        Bundle(copy)
 
 
 def test_an_edited_manifest_or_no_bundle_at_all_is_refused(copy, tmp_path):

@@ -61,7 +61,7 @@ def exported(tmp_path_factory):
     model = Functional(lambda rngs: Decay(num_rows=vocab.num_rows, rngs=rngs))
     params = model.init(jax.random.key(1))
     titles = [None] * vocab.num_rows
-    titles[FIRST_ITEM : FIRST_ITEM + ITEMS] = [f"Titel №{i}" if i % 3 else None for i in range(ITEMS)]
+    titles[FIRST_ITEM : FIRST_ITEM + ITEMS] = [f"Title №{i}" if i % 3 else None for i in range(ITEMS)]
     path = export_bundle(
         model,
         params,
