@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from recjax.core.rows import Split
@@ -21,11 +20,11 @@ from recjax.core.sharding import active
 from recjax.losses import softmax_by_items, softmax_by_positions
 from recjax.losses.objective import LossSum, Objective, Tree, find
 
-EXCLUDED = np.float32(-1e30)
-# Logits held at once, in elements: what fits a CPU's cache, and what keeps an accelerator busy.
-CHUNK_ELEMENTS = {"cpu": 2**22}
-CHUNK_ELEMENTS_OTHER = 2**27
-FEWEST_POSITIONS = 64
+# Logits held at once, in elements: what fits the cache of a CPU core, and what keeps an accelerator busy.
+CHUNK = {"positions": {"cpu": 2**19}, "items": {"cpu": 2**22}}
+CHUNK_OTHERWISE = 2**27
+# Up to this many rows on a device, chunks of positions are both fast and small.
+MOST_ROWS_BY_POSITIONS = 2**17
 
 Method = Literal["auto", "positions", "items"]
 
@@ -93,11 +92,10 @@ def catalogue_softmax(
     """
     mesh = active()
     parts = 1 if mesh is None else mesh.size_of("items")
-    elements = chunk or CHUNK_ELEMENTS.get(jax.default_backend(), CHUNK_ELEMENTS_OTHER)
     if method == "auto":
-        method = "positions" if table.shape[0] // parts * FEWEST_POSITIONS <= elements else "items"
-    bias = jnp.where(valid, 0, EXCLUDED).astype(jnp.float32)
-    return _softmax(_Plan(method, elements, z_loss), hidden, table, targets, weight.astype(jnp.float32), bias)
+        method = "positions" if table.shape[0] // parts <= MOST_ROWS_BY_POSITIONS else "items"
+    elements = chunk or CHUNK[method].get(jax.default_backend(), CHUNK_OTHERWISE)
+    return _softmax(_Plan(method, elements, z_loss), hidden, table, targets, weight.astype(jnp.float32), valid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +111,7 @@ def _split() -> Split | None:
 
 
 def _run(function: Any, arrays: tuple[jax.Array, ...], outputs: str) -> Any:
-    """Call `function(split, hidden, table, targets, weight, bias, ...)`, as an island when there is a mesh.
+    """Call `function(split, hidden, table, targets, weight, valid, ...)`, as an island when there is a mesh.
 
     `outputs` has a letter per result: s for a sum over everything, h for batch-shaped, t for table-shaped.
     """
@@ -149,9 +147,9 @@ def _backward(plan: _Plan, residuals: Any, cotangents: tuple[jax.Array, jax.Arra
         d_table = d_table * g
     else:
         d_hidden, log_sum, arrays = residuals
-        hidden, table, targets, weight, bias = arrays
+        hidden, table, targets, weight, valid = arrays
         run = functools.partial(softmax_by_items.table_gradient, plan.elements, plan.z_loss)
-        (d_table,) = _run(run, (hidden, table, targets, weight * g, bias, log_sum), "t")
+        (d_table,) = _run(run, (hidden, table, targets, weight * g, valid, log_sum), "t")
     return (d_hidden * g.astype(d_hidden.dtype), d_table, None, None, None)
 
 

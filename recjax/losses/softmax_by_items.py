@@ -10,8 +10,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from recjax.core.rows import Split
+
+EXCLUDED = np.float32(-np.inf)
+LOWEST = np.float32(-3e38)
 
 
 class _Block(NamedTuple):
@@ -22,22 +26,22 @@ class _Block(NamedTuple):
     inside: jax.Array
     weight: jax.Array
     table: jax.Array
-    bias: jax.Array
+    valid: jax.Array
     size: int
 
     def logits(self, i: jax.Array, *, repeat: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
         """First row, rows and logits of chunk `i`; the last chunk overlaps the one before unless `size` divides.
 
-        Logits of rows seen before are minus infinity unless `repeat`.
+        Logits of rows that are not valid are minus infinity, and unless `repeat` those of rows seen before.
         """
         rows = self.table.shape[0]
         start = jnp.minimum(i * self.size, rows - self.size)
         matrix = jax.lax.dynamic_slice_in_dim(self.table, start, self.size).astype(self.hidden.dtype)
-        bias = jax.lax.dynamic_slice_in_dim(self.bias, start, self.size)
+        valid = jax.lax.dynamic_slice_in_dim(self.valid, start, self.size)
         if not repeat and rows % self.size:
-            bias = jnp.where(start + jnp.arange(self.size) < i * self.size, -jnp.inf, bias)
-        logits = jnp.dot(self.hidden, matrix.T, preferred_element_type=jnp.float32) + bias[None]
-        return start, matrix, logits
+            valid &= start + jnp.arange(self.size) >= i * self.size
+        logits = jnp.dot(self.hidden, matrix.T, preferred_element_type=jnp.float32)
+        return start, matrix, jnp.where(valid[None], logits, EXCLUDED)
 
     @property
     def chunks(self) -> int:
@@ -51,7 +55,7 @@ def _block(
     table: jax.Array,
     targets: jax.Array,
     weight: jax.Array,
-    bias: jax.Array,
+    valid: jax.Array,
 ) -> _Block:
     inside = jnp.ones(targets.shape, bool)
     if split is not None:
@@ -59,7 +63,7 @@ def _block(
         targets, inside = split.local_rows(targets, table.shape[0])
     hidden = hidden.reshape(-1, hidden.shape[-1])
     size = min(table.shape[0], max(128, elements // hidden.shape[0] // 128 * 128))
-    return _Block(hidden, targets.reshape(-1), inside.reshape(-1), weight.reshape(-1), table, bias, size)
+    return _Block(hidden, targets.reshape(-1), inside.reshape(-1), weight.reshape(-1), table, valid, size)
 
 
 def value(elements: int, z_loss: float, split: Split | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -85,8 +89,8 @@ def value_and_hidden_gradient(
         product = jnp.dot(exps.astype(matrix.dtype), matrix, preferred_element_type=jnp.float32)
         return higher, sums, mixed * shrink[:, None] + product
 
-    # The start is far below the logit of an excluded row, but finite: a difference of infinities is not a number.
-    start = (jnp.full(count, -3e38, jnp.float32), jnp.zeros(count), jnp.zeros((count, width)))
+    # Low but finite: the difference of two infinities is not a number.
+    start = (jnp.full(count, LOWEST), jnp.zeros(count), jnp.zeros((count, width)))
     top, sums, mixed = jax.lax.fori_loop(0, block.chunks, body, start)
     target_rows = jnp.where(block.inside[:, None], jnp.take(block.table, block.targets, 0, mode="clip"), 0)
     target = (block.hidden.astype(jnp.float32) * target_rows).sum(-1)

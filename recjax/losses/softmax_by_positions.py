@@ -7,8 +7,12 @@ recomputation needs. Exponentials are never normalised; the sums divide the smal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from recjax.core.rows import Split
+
+FEWEST_POSITIONS = 64
+LOWEST = np.float32(-3e38)
 
 
 def value(elements: int, z_loss: float, split: Split | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -29,7 +33,7 @@ def _compute(
     table: jax.Array,
     targets: jax.Array,
     weight: jax.Array,
-    bias: jax.Array,
+    valid: jax.Array,
     *,
     gradients: bool,
 ) -> tuple[jax.Array, ...]:
@@ -43,9 +47,11 @@ def _compute(
     if split is not None:
         targets, inside = split.local_rows(targets, rows)
     axes = () if split is None else split.items
-    matrix = table.astype(hidden.dtype)
+    # Rows that are not valid repeat a valid one: they cannot set the maximum, and only the exponentials need a mask.
+    any_valid = valid.any()
+    matrix = jnp.where(valid[:, None], table, table[jnp.argmax(valid)][None]).astype(hidden.dtype)
 
-    size = min(count, max(8, elements // rows // 8 * 8))
+    size = _chunk_size(count, max(FEWEST_POSITIONS, elements // rows))
     order = jnp.argsort(weight == 0, stable=True)
     order = jnp.pad(order, (0, -count % size), constant_values=count)
     chunks = (jnp.count_nonzero(weight) + size - 1) // size
@@ -61,10 +67,10 @@ def _compute(
         here = jnp.take(inside, at, mode="clip")
         target_rows = jnp.where(here[:, None], jnp.take(table, y, 0, mode="clip"), 0)
 
-        logits = jnp.dot(h, matrix.T, preferred_element_type=jnp.float32) + bias[None]
-        top = logits.max(-1)
+        logits = jnp.dot(h, matrix.T, preferred_element_type=jnp.float32)
+        top = jnp.where(any_valid, logits.max(-1), LOWEST)
         top = jax.lax.pmax(top, axes) if axes else top
-        exps = jnp.exp(logits - top[:, None])
+        exps = jnp.where(valid[None], jnp.exp(logits - top[:, None]), 0)
         target = (h.astype(jnp.float32) * target_rows).sum(-1)
         sums, target = total_over(jnp.stack([exps.sum(-1), target]))
         log_sum = jnp.log(sums) + top
@@ -77,12 +83,11 @@ def _compute(
         dh = factor * jnp.dot(exps, matrix, preferred_element_type=jnp.float32) - w[:, None] * target_rows
         d_hidden = d_hidden.at[at].set(dh, mode="drop", unique_indices=True)
         scaled = (factor * h).astype(h.dtype)
-        d_table = d_table + jnp.dot(exps.T, scaled, preferred_element_type=jnp.float32)
-        d_table = d_table.at[jnp.where(here, y, rows)].add(-w[:, None] * h.astype(jnp.float32), mode="drop")
+        d_table = d_table + jnp.dot(jax.lax.optimization_barrier(scaled.T), exps, preferred_element_type=jnp.float32)
         return loss, nll, d_hidden, d_table
 
     zero = jnp.float32(0)
-    start = (zero, zero, jnp.zeros((count, width), jnp.float32), jnp.zeros(table.shape, jnp.float32))
+    start = (zero, zero, jnp.zeros((count, width), jnp.float32), jnp.zeros((width, rows), jnp.float32))
     if not gradients:
         start = (zero, zero, zero, zero)
     loss, nll, d_hidden, d_table = jax.lax.fori_loop(0, chunks, body, start)
@@ -91,8 +96,16 @@ def _compute(
         loss, nll = (jax.lax.psum(x, split.batch_only) for x in (loss, nll))
     if not gradients:
         return loss, nll
+    at = jnp.where(inside, targets, rows)
+    d_table = d_table.T.at[at].add(-weight[:, None] * hidden.astype(jnp.float32), mode="drop")
     d_hidden = d_hidden.reshape(gathered)
     if split is not None:
         d_hidden = split.scatter_sum(d_hidden)
         d_table = jax.lax.psum(d_table, split.batch_only) if split.batch_only else d_table
     return loss, nll, d_hidden.reshape(shape).astype(hidden.dtype), d_table
+
+
+def _chunk_size(count: int, most: int) -> int:
+    """Chunks of equal size, a multiple of 8 and about `most`."""
+    chunks = -(-count // most)
+    return -(-count // chunks // 8) * 8

@@ -1,19 +1,24 @@
 """Softmax attention under one mask predicate over (position in the row, segment).
 
 `allowed` decides who sees whom; it covers padded rows, packed rows and causal order. `attend` computes it in causal
-blocks of queries, so that the part of the matrix above the diagonal is never made; `attend_dense` is the plain
-reference for the tests. Neither knows projections (`recjax.nn.transformer`) nor positional encodings.
+blocks of queries, so that most of the matrix above the diagonal is never made; `attend_dense` is the plain reference
+for the tests and `attend_library` the kernel of jax. None of them knows projections (`recjax.nn.transformer`) or
+positional encodings.
 """
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from recjax.nn.dropout import Rate, keep_mask, seed_words
+from recjax.nn.dropout import Rate, is_zero, keep_mask, seed_words
 
 NEGATIVE = np.float32(-1e30)
-QUERY_BLOCK = 64
+# Queries per block. Small enough to skip most of what causality forbids, large enough for efficient products.
+BLOCK = 100
 
 
 def allowed(
@@ -32,54 +37,124 @@ def attend(
     *,
     dropout: Rate = 0.0,
     key: Key[Array, ""] | None = None,
-    block: int = QUERY_BLOCK,
+    block: int = BLOCK,
 ) -> Float[Array, "b l h k"]:
     """Causal attention within segments; g key heads serve h query heads in groups of h / g.
 
-    Scores are scaled by k^-1/2; the softmax is in float32. `dropout` acts on the attention weights.
+    Scores are scaled by k^-1/2 and the softmax is in float32. `dropout` acts on the attention weights. The gradient
+    keeps the exponentials of the forward pass and makes the dropout mask anew.
     """
-    length = q.shape[1]
-    blocks = [(start, min(start + block, length)) for start in range(0, length, block)]
-    parts = [_rows(q, k, v, segments, start, stop, dropout, key) for start, stop in blocks]
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+    b, length, heads, width = q.shape
+    groups = k.shape[2]
+    rate, seed = jnp.zeros((), jnp.float32), jnp.zeros(2, jnp.uint32)
+    drops = key is not None and not is_zero(dropout)
+    if drops:
+        rate, seed = jnp.asarray(dropout, jnp.float32), seed_words(key)
+    q = (q * np.float32(width**-0.5).astype(q.dtype)).reshape(b, length, groups, heads // groups, width)
+    plan = _Plan(_edges(length, block), drops)
+    out = _attend(plan, q.transpose(0, 2, 3, 1, 4), *(x.transpose(0, 2, 1, 3) for x in (k, v)), segments, rate, seed)
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, length, heads, width)
 
 
 def attend_dense(
-    q: Float[Array, "b l h k"],
-    k: Float[Array, "b l g k"],
-    v: Float[Array, "b l g k"],
-    segments: Int[Array, "b l"],
-    *,
-    dropout: Rate = 0.0,
-    key: Key[Array, ""] | None = None,
+    q: Float[Array, "b l h k"], k: Float[Array, "b l g k"], v: Float[Array, "b l g k"], segments: Int[Array, "b l"]
 ) -> Float[Array, "b l h k"]:
-    """`attend`, computed with the whole matrix at once."""
-    return attend(q, k, v, segments, dropout=dropout, key=key, block=q.shape[1])
+    """`attend` without dropout, in the fewest words."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    place = jnp.arange(q.shape[1])[None]
+    scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32) * np.float32(q.shape[-1] ** -0.5)
+    scores = jnp.where(allowed(place, place, segments, segments)[:, None], scores, NEGATIVE)
+    return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
-def _rows(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segments: jax.Array,
-    start: int,
-    stop: int,
-    rate: Rate,
-    key: jax.Array | None,
-) -> jax.Array:
-    """Queries `start:stop` against the keys up to `stop`."""
-    b, _, heads, width = q.shape
-    groups = k.shape[2]
-    q, k, v = q[:, start:stop], k[:, :stop], v[:, :stop]
-    q = q.reshape(b, stop - start, groups, heads // groups, width)
-    scores = jnp.einsum("bqgrk,bsgk->bgrqs", q, k, preferred_element_type=jnp.float32) * np.float32(width**-0.5)
-    place = jnp.arange(stop)[None]
-    mask = allowed(place[:, start:], place, segments[:, start:stop], segments[:, :stop])
-    scores = jnp.where(mask[:, None, None], scores, NEGATIVE)
-    weights = jax.nn.softmax(scores, axis=-1)
-    if key is not None and not (isinstance(rate, float | int) and rate == 0):
-        rate = jnp.asarray(rate, jnp.float32)
-        keep = keep_mask(weights.shape, rate, seed_words(key), (0, 0, 0, start, 0))
-        weights = jnp.where(keep, weights / (1 - rate), 0)
-    out = jnp.einsum("bgrqs,bsgk->bqgrk", weights.astype(v.dtype), v)
-    return out.reshape(b, stop - start, heads, width)
+def attend_library(
+    q: Float[Array, "b l h k"], k: Float[Array, "b l g k"], v: Float[Array, "b l g k"], segments: Int[Array, "b l"]
+) -> Float[Array, "b l h k"]:
+    """`attend` by `jax.nn.dot_product_attention`, which knows no dropout of the weights."""
+    place = jnp.arange(q.shape[1])[None]
+    mask = allowed(place, place, segments, segments)[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+
+class _Plan(tuple):
+    """(edges of the query blocks, whether weights are dropped): what is known before any array is."""
+
+    def __new__(cls, edges: tuple[tuple[int, int], ...], drops: bool) -> "_Plan":
+        return super().__new__(cls, (edges, drops))
+
+    edges = property(lambda self: self[0])
+    drops = property(lambda self: self[1])
+
+
+def _edges(length: int, block: int) -> tuple[tuple[int, int], ...]:
+    """Blocks of about equal size: a short last block would cost nearly as much as a full one."""
+    count = max(1, round(length / block))
+    bounds = [round(i * length / count) for i in range(count + 1)]
+    return tuple(zip(bounds[:-1], bounds[1:], strict=True))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: _Plan, q: jax.Array, k: jax.Array, v: jax.Array, segments: Any, rate: Any, seed: Any) -> jax.Array:
+    """Scaled `q` [b, g, r, l, k] against `k`, `v` [b, g, l, k]."""
+    return _forward(plan, q, k, v, segments, rate, seed)[0]
+
+
+def _forward(
+    plan: _Plan, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, rate: jax.Array, seed: jax.Array
+) -> tuple[jax.Array, Any]:
+    outs, exponentials, sums = [], [], []
+    repeats = q.shape[2]
+    place = jnp.arange(q.shape[3])[None]
+    for start, stop in plan.edges:
+        scores = _product("bgqk,bgsk->bgqs", _rows(q, start, stop), k[..., :stop, :])
+        q_place, q_segments = (jnp.tile(x[:, start:stop], (1, repeats)) for x in (place, segments))
+        mask = allowed(q_place, place[:, :stop], q_segments, segments[:, :stop])
+        scores = jnp.where(mask[:, None], scores, NEGATIVE)
+        exps = jnp.exp(scores - scores.max(-1, keepdims=True))
+        total = exps.sum(-1, keepdims=True)
+        kept = _drop(plan, exps, rate, seed, start * repeats)
+        mixed = _product("bgqs,bgsk->bgqk", kept.astype(v.dtype), v[..., :stop, :])
+        outs.append((mixed / ((1 - rate) * total)).reshape(*q.shape[:3], stop - start, -1))
+        sums.append(total.reshape(*q.shape[:3], stop - start, 1))
+        exponentials.append(exps.astype(v.dtype))
+    out = jnp.concatenate(outs, axis=3).astype(v.dtype)
+    return out, (q, k, v, rate, seed, out, exponentials, jnp.concatenate(sums, axis=3))
+
+
+def _backward(plan: _Plan, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
+    q, k, v, rate, seed, out, exponentials, sums = residuals
+    repeats = q.shape[2]
+    d_out = d_out.astype(jnp.float32) / sums
+    inner = jnp.einsum("bgrqk,bgrqk->bgrq", d_out, out.astype(jnp.float32))[..., None]
+    d_out = (d_out / (1 - rate)).astype(v.dtype)
+    d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for (start, stop), exps in zip(plan.edges, exponentials, strict=True):
+        d_rows = _rows(d_out, start, stop)
+        d_weights = _product("bgqk,bgsk->bgqs", d_rows, v[..., :stop, :])
+        d_weights = _drop(plan, d_weights, rate, seed, start * repeats)
+        d_scores = (exps * (d_weights - _rows(inner, start, stop))).astype(v.dtype)
+        kept = _drop(plan, exps, rate, seed, start * repeats)
+        d_v = d_v.at[..., :stop, :].add(_product("bgqs,bgqk->bgsk", kept, d_rows))
+        d_k = d_k.at[..., :stop, :].add(_product("bgqs,bgqk->bgsk", d_scores, _rows(q, start, stop)))
+        d_block = _product("bgqs,bgsk->bgqk", d_scores, k[..., :stop, :])
+        d_q.append(d_block.reshape(*q.shape[:3], stop - start, -1))
+    return jnp.concatenate(d_q, axis=3).astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _rows(x: jax.Array, start: int, stop: int) -> jax.Array:
+    """A block of positions of all the heads of a group, one below the other: [b, g, r * (stop - start), k]."""
+    return x[..., start:stop, :].reshape(*x.shape[:2], -1, x.shape[-1])
+
+
+def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
+def _drop(plan: _Plan, x: jax.Array, rate: jax.Array, seed: jax.Array, start: int) -> jax.Array:
+    """Zero the dropped weights of a block whose first row is row `start` of all; scaling is left to the caller."""
+    if not plan.drops:
+        return x
+    return jnp.where(keep_mask(x.shape, rate, seed, (0, 0, start, 0)), x, jnp.zeros((), x.dtype))

@@ -6,7 +6,6 @@ finaliser, several times cheaper than threefry on every backend; it is no source
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +39,17 @@ def dropout(x: Float[Array, "*s"], rate: Rate, key: Key[Array, ""]) -> Float[Arr
 
     `rate` may be a traced scalar, such as one entry of a per-layer vector; a static 0 costs nothing.
     """
-    if isinstance(rate, float | int) and rate == 0:
+    if is_zero(rate):
         return x
     return _dropout(x, jnp.asarray(rate, jnp.float32), seed_words(key))
 
 
-@functools.partial(jax.custom_vjp)
+def is_zero(rate: Rate) -> bool:
+    """Whether the rate is known, while tracing, to be zero."""
+    return isinstance(rate, float | int) and rate == 0
+
+
+@jax.custom_vjp
 def _dropout(x: jax.Array, rate: jax.Array, seed: jax.Array) -> jax.Array:
     return jnp.where(keep_mask(x.shape, rate, seed), x * (1 / (1 - rate)).astype(x.dtype), jnp.zeros((), x.dtype))
 

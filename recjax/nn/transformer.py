@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from recjax.core.errors import ConfigError
 from recjax.core.module import Module, Rngs, param, scan, stack
-from recjax.core.sharding import constrain
+from recjax.core.sharding import active, constrain
 from recjax.nn.attention import attend
 from recjax.nn.dropout import LayerwiseDropout, dropout
 from recjax.nn.ffn import ACTIVATIONS, FeedForward, FfnKind
@@ -137,16 +137,33 @@ class Attention(Module):
     ) -> Float[Array, "b l d"]:
         """`rate` is the dropout of the attention weights and `key` its key, None when not training."""
         c = self.config
-        q, k, v = (jnp.einsum("bld,dhk->blhk", x, w.astype(x.dtype)) for w in (self.query, self.key, self.value))
-        if c.bias:
-            biases = (self.query_bias, self.key_bias, self.value_bias)
-            q, k, v = (y + b.astype(x.dtype)[None, None] for y, b in zip((q, k, v), biases, strict=True))
+        q, k, v = self._project(x)
         if c.position == "rotary":
             q, k = rotary(q, positions), rotary(k, positions)
         q = constrain(q, "batch", "length", "heads", "head_dim")
         out = attend(q, k, v, segments, dropout=rate, key=key)
         out = jnp.einsum("blhk,hkd->bld", out, self.out.astype(x.dtype))
         return out + self.out_bias.astype(x.dtype)[None, None] if c.bias else out
+
+
+    def _project(self, x: jax.Array) -> list[jax.Array]:
+        """Queries, keys and values [b, l, heads, k]; one product unless the heads lie on several devices."""
+        weights, biases = [self.query, self.key, self.value], None
+        if self.config.bias:
+            biases = [self.query_bias, self.key_bias, self.value_bias]
+        mesh = active()
+        if mesh is None or mesh.size_of("heads") == 1:
+            ends = (self.config.num_heads, self.config.num_heads + self.config.kv_heads)
+            (y,) = _linear(x, [jnp.concatenate([w[...] for w in weights], 1)], biases and [jnp.concatenate(biases)])
+            return jnp.split(y, ends, axis=2)
+        return _linear(x, weights, biases)
+
+
+def _linear(x: jax.Array, weights: Any, biases: Any) -> list[jax.Array]:
+    outs = [jnp.einsum("bld,dhk->blhk", x, w.astype(x.dtype)) for w in weights]
+    if biases is None:
+        return outs
+    return [y + b.astype(x.dtype)[None, None] for y, b in zip(outs, biases, strict=True)]
 
 
 class Block(Module):
