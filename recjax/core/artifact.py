@@ -32,11 +32,11 @@ class ArtifactWriter:
 
     def append(self, name: str, rows: np.ndarray) -> None:
         """Add `rows` [n, ...] to the array `name`; dtype and trailing dimensions stay those of the first call."""
-        rows = np.ascontiguousarray(rows)
         if not name.replace("_", "").replace("-", "").isalnum():
             raise ValueError(f"{name!r} cannot name an array: letters, digits, '-' and '_' only")
         if rows.ndim == 0 or rows.dtype.kind not in "biufUS":
             raise ValueError(f"{name}: cannot store rows of dtype {rows.dtype} and shape {rows.shape}")
+        rows = np.ascontiguousarray(rows)
         if name not in self._open:
             file = open(self._folder / f"{name}.npy", "wb")
             self._open[name] = file, rows.dtype, [0, *rows.shape[1:]]

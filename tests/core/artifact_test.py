@@ -68,6 +68,7 @@ def test_it_is_not_there_before_the_block_ends(tmp_path):
     [
         (np.zeros((1, 5), np.float32), "added to an array"),
         (np.zeros((1, 4), np.float64), "added to an array"),
+        (np.array(1.0), "cannot store"),
         (np.array([{}]), "cannot store"),
     ],
 )
