@@ -37,6 +37,8 @@ from recjax.results import Result, System
 __all__ = ["MODEL", "Evaluation", "Evaluator", "evaluate", "rank_baselines", "result_of"]
 
 MODEL = "model"
+_BY_SLOT = ("history_ids", "history_time", "positions", "segment_ids")
+_SMALLEST_WIDTH = 16
 
 
 class Evaluator:
@@ -105,18 +107,28 @@ class Evaluator:
         )
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """This process's batches of the split; the batch size is rounded up to what mesh and processes divide."""
-        parts = self.mesh.size_of("batch") if self.mesh else 1
-        parts = int(np.lcm(parts, jax.process_count()))
-        return eval_batches(
+        """This process's batches of the split, without slots that are padding in every row of every process.
+
+        The batch size is rounded up to what mesh and processes divide. Lengths are cut to a few widths, so that few
+        shapes are compiled.
+        """
+        parts = int(np.lcm(self.mesh.size_of("batch") if self.mesh else 1, jax.process_count()))
+        size = -(-self.config.batch_size // parts) * parts
+        batches = eval_batches(
             self.examples,
             self.split,
-            batch_size=-(-self.config.batch_size // parts) * parts,
+            batch_size=size,
             history_length=self._history_length,
             times=self._times,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        lengths = np.sort(self.examples.source(self.split).lengths)[::-1]
+        for batch, longest in zip(batches, lengths[::size].tolist(), strict=True):
+            width = min(max(_SMALLEST_WIDTH, 1 << (longest - 1).bit_length()), self._history_length)
+            if batch["segment_ids"][:, width:].any():
+                raise ValueError("evaluation batches are not in order of length")
+            yield {k: v[:, :width] if k in _BY_SLOT else v for k, v in batch.items()}
 
     def _model_batches(self, params: Params) -> Iterator[Ranked]:
         if self._step is None:

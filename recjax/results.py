@@ -8,6 +8,7 @@ taken under. Files are written beside and then renamed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import zipfile
@@ -57,7 +58,11 @@ class Result:
     samples: Sequence[Mapping[str, Any]] = ()
 
     def metrics(self) -> dict[str, Any]:
-        """The content of metrics.json."""
+        """The content of metrics.json; computed once."""
+        return self._metrics
+
+    @functools.cached_property
+    def _metrics(self) -> dict[str, Any]:
         bounds, differences = self._intervals()
         return {
             "format": FORMAT,

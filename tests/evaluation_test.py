@@ -129,8 +129,16 @@ def test_one_compilation_per_shape(examples, model, params):
     evaluator = evaluator_of(examples, model)
     evaluator(params)
     evaluator(params)
-    shapes = {batch["seen_ids"].shape for batch in evaluator.batches()}
+    shapes = {(batch["seen_ids"].shape, batch["history_ids"].shape) for batch in evaluator.batches()}
     assert evaluator._step._cache_size() == len(shapes)
+
+
+def test_padding_of_a_whole_batch_is_cut_off(examples, model, params, monkeypatch):
+    monkeypatch.setattr("recjax.evaluation._SMALLEST_WIDTH", 2)
+    evaluator = Evaluator(examples, split="test", config=CONFIG, model=model, history_length=8)
+    widths = [batch["history_ids"].shape[1] for batch in evaluator.batches()]
+    assert widths == sorted(widths, reverse=True) and widths[0] == 8 and widths[-1] in (2, 4)
+    np.testing.assert_array_equal(evaluator(params).rank, brute_force(params, "removed")[0])
 
 
 def test_a_sample_of_users_is_the_same_each_time_and_has_their_ranks(examples, model, params):

@@ -1,0 +1,119 @@
+"""`recjax evaluate`: a checkpoint beside the baselines on every user of a split.
+
+Writes `<workdir>/<split>/metrics.json` and `per_user.npz` and prints the tables. With `--compare A B` it computes
+no ranks: it takes two folders that were evaluated before and says whether A is better than B.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from recjax import cli, command
+from recjax.core import distributed
+from recjax.core.errors import ConfigError
+from recjax.evaluation import MODEL, rank_baselines, result_of
+from recjax.recipe import Recipe
+from recjax.results import METRICS, PER_USER, Comparison, Result, compare
+from recjax.tables import Table, buckets_table, differences_table, number, signed, systems_table
+from recjax.trained import load
+
+SPLITS = ("test", "valid")
+
+
+def evaluate_run(
+    recipe: Recipe, workdir: Path, *, split: str = "test", checkpoint: str = "", cache: Path | None = None
+) -> Result:
+    """Evaluate a checkpoint of `workdir`, and save the result in `workdir/split`.
+
+    `checkpoint` chooses as in `trained.load`. Raises `CheckpointError` when there is none that fits.
+    """
+    run = load(recipe, workdir, checkpoint=checkpoint, cache=cache)
+    evaluator = run.assembly.evaluator(split)
+    systems = {MODEL: evaluator(run.params), **rank_baselines(evaluator)}
+    stated = {
+        "history_length": recipe.feed.history_length,
+        "target_time_used": False,
+        "recipe": recipe.name,
+        "checkpoint_step": run.step,
+        "seeds": {"recipe": recipe.seed},
+    }
+    result = result_of(evaluator, systems, stated)
+    if distributed.is_lead():
+        result.save(workdir / split)
+    return result
+
+
+def show(tables: Sequence[Table], note: str = "") -> None:
+    """Print tables to standard output."""
+    from rich.console import Console
+    from rich.table import Table as Shown
+
+    console = Console()
+    for table in tables:
+        if not table.rows:
+            continue
+        shown = Shown(title=table.title, title_justify="left")
+        for at, name in enumerate(table.header):
+            shown.add_column(name, justify="right" if at else "left")
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+    if note:
+        console.print(note, highlight=False, soft_wrap=True)
+
+
+def comparison_table(found: Comparison, ours: str, theirs: str) -> Table:
+    """Both means and the interval of their difference, a metric each line."""
+    rows = [
+        [
+            name,
+            number(found.ours[name]),
+            number(found.theirs[name]),
+            signed(d.mean),
+            f"[{signed(d.low)}, {signed(d.high)}]",
+        ]
+        for name, d in found.difference.items()
+    ]
+    return Table(
+        title=f"{found.users:,} users, paired bootstrap",
+        header=["", ours, theirs, "difference", "95% interval"],
+        rows=rows,
+    )
+
+
+def _saved(folder: Path, split: str) -> Path:
+    return folder if (folder / PER_USER).is_file() else folder / split
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate a checkpoint, or compare two evaluations."""
+    parser = command.parser("evaluate")
+    parser.add_argument("--split", default="test", choices=SPLITS, help="which held-out events to predict")
+    parser.add_argument(
+        "--checkpoint", default="", help='a step, "newest", or "max:ndcg@10"; default: best by the recipe\'s metric'
+    )
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two evaluated runs, A against B")
+    if "--compare" in argv:
+        args = parser.parse_args(argv)
+        ours, theirs = args.compare
+        found = compare(_saved(ours, args.split), _saved(theirs, args.split))
+        show([comparison_table(found, str(ours), str(theirs))])
+        return 0
+    command.start_jax()
+    given = command.parse(parser, argv)
+    if given.args.workdir is None:
+        raise ConfigError("whose checkpoint is to be evaluated?", expected="--workdir=DIR, the folder of a run")
+    workdir, split = given.args.workdir, given.args.split
+    result = evaluate_run(given.recipe, workdir, split=split, checkpoint=given.args.checkpoint, cache=given.args.cache)
+    if distributed.is_lead():
+        metrics = result.metrics()
+        world = "simulated data" if metrics["protocol"]["simulated"] else metrics["protocol"]["task"]
+        note = f"{metrics['protocol']['users']:,} users of {world}, split {split}; {workdir / split / METRICS}"
+        show([systems_table(metrics), differences_table(metrics), buckets_table(metrics)], note)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,104 @@
+"""The tables that are made from metrics.json, as plain text cells: shown in the terminal, written into reports.
+
+Every cell is made here, so that a number reads the same everywhere. Metrics have four decimals without the leading
+zero, as in the papers of this field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+BUCKETS = {
+    "item/head": "popular targets (head)",
+    "item/torso": "middling targets (torso)",
+    "item/tail": "rare targets (tail)",
+    "item/unseen": "targets without training events",
+    "user/cold": "cold users",
+    "user/warm": "other users",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A header and rows of text; the first column is on the left, the others on the right."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """As a GitHub table, without the title."""
+        align = ["---", *["---:"] * (len(self.header) - 1)]
+        lines = [self.header, align, *self.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def number(value: float | None) -> str:
+    """.1234, 1.0000, or a dash where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.4f}"
+
+
+def signed(value: float) -> str:
+    """`number` with its sign."""
+    return ("-" if value < 0 else "+") + number(abs(value))
+
+
+def main_cutoff(metrics: Mapping[str, Any]) -> int:
+    """The cut-off that short tables show: 10, or the largest."""
+    ks = metrics["protocol"]["k"]
+    return 10 if 10 in ks else max(ks)
+
+
+def systems_table(metrics: Mapping[str, Any]) -> Table:
+    """Every system with recall and NDCG at every cut-off, coverage, popularity and the time it took."""
+    ks, k = metrics["protocol"]["k"], main_cutoff(metrics)
+    names = [f"{name}@{cutoff}" for cutoff in ks for name in ("recall", "ndcg")]
+    names += [f"mrr@{k}", f"coverage@{k}", f"popularity@{k}"]
+    rows = [
+        [name, *(number(values.get(metric)) for metric in names), f"{metrics['seconds'][name]:.1f} s"]
+        for name, values in metrics["rows"].items()
+    ]
+    return Table(title="All users", header=["", *names, "time"], rows=rows)
+
+
+def differences_table(metrics: Mapping[str, Any]) -> Table:
+    """The first system against every other: difference of the mean and its 95% interval."""
+    k, first = main_cutoff(metrics), next(iter(metrics["rows"]))
+    names = [f"recall@{k}", f"ndcg@{k}"]
+    rows = []
+    for other, found in metrics["differences"].items():
+        cells = [f"{signed(found[n]['mean'])} [{signed(found[n]['low'])}, {signed(found[n]['high'])}]" for n in names]
+        rows.append([f"{first} - {other}", *cells])
+    return Table(title="Difference with its 95% interval (paired bootstrap over users)", header=["", *names], rows=rows)
+
+
+def buckets_table(metrics: Mapping[str, Any]) -> Table:
+    """NDCG of every system by popularity of the target and by kind of user."""
+    metric = f"ndcg@{main_cutoff(metrics)}"
+    systems = list(metrics["rows"])
+    rows = [
+        [BUCKETS.get(name, name), f"{bucket['users']:,}", *(number(bucket["rows"][s][metric]) for s in systems)]
+        for name, bucket in metrics["buckets"].items()
+    ]
+    return Table(title=f"{metric} by group", header=["", "users", *systems], rows=rows)
+
+
+def protocol_table(metrics: Mapping[str, Any]) -> Table:
+    """The protocol block, a line each."""
+    rows = [[name.replace("_", " "), plain(value)] for name, value in metrics["protocol"].items()]
+    return Table(title="Protocol", header=["", ""], rows=rows)
+
+
+def plain(value: Any) -> str:
+    """A value of a JSON block in words."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{k.replace('_', ' ')}: {plain(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:,}" if isinstance(value, int) else str(value)
