@@ -28,7 +28,7 @@ from recjax.data.vocab import OOV
 
 __all__ = ["BatchIterator", "Feed", "eval_batches", "train_batches"]
 
-_CUTS = ("last", "chunk", "random")
+_CUTS = ("last", "chunk", "tile", "random")
 # These do not change which row comes next.
 _NOT_ORDER = ("batch_size", "times", "prefetch", "memory_gib")
 
@@ -38,8 +38,8 @@ class Feed:
     """How examples become batches of `batch_size` global rows of `row_length` slots.
 
     A window has at most `history_length` inputs and as many targets. `history` says which windows of a user are
-    trained on: "last" the newest one, "chunk" consecutive ones so that every target counts once an epoch, "random" one
-    with a new end each epoch. With `pack` several windows share a row, without it each has its own. `block` is the
+    trained on: "last" the newest one, "chunk" consecutive ones so that every target counts once an epoch, "tile" the
+    same with cuts that move every epoch, "random" one with a new end each epoch. With `pack` several windows share a row, without it each has its own. `block` is the
     number of windows packed at a time (0: chosen from the data). `times` adds `history_time`. `prefetch` batches are
     made ahead in a thread. Examples larger than `memory_gib` are read from disk.
     """

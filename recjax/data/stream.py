@@ -17,7 +17,7 @@ import numpy as np
 
 from recjax.core.errors import ExamplesError
 from recjax.data.packing import one_per_row, pack
-from recjax.data.windows import Windows, random_ends, window_start, windows
+from recjax.data.windows import Windows, random_ends, tiles, window_start, windows
 
 _RATE_UNITS = 2**20
 _MIN_BLOCK = 2048
@@ -151,15 +151,15 @@ class Stream:
 
     def _plan(self, number: int) -> Block:
         task, local = share(np.arange(number * self.block, (number + 1) * self.block), self._rates)
-        example, end = np.empty(self.block, np.int64), np.empty(self.block, np.int64)
+        example, start, end = (np.empty(self.block, np.int64) for _ in range(3))
         for t, kept in enumerate(self._windows):
             mine = np.flatnonzero(task == t)
             epoch, rank = np.divmod(local[mine], len(kept))
             for e in np.unique(epoch).tolist():
                 at = mine[epoch == e]
                 window = self._order(t, e)[rank[epoch == e]]
-                example[at], end[at] = kept.example[window], self._ends(t, e, window)
-        start = window_start(end, self._history_length)
+                example[at] = kept.example[window]
+                start[at], end[at] = self._bounds(t, e, window)
         length = end - start - 1
         packing = pack(length, self.row_length) if self._packed else one_per_row(self.block)
         place = permutation(packing.num_rows, self._seed, 2, number) if self._packed else np.arange(self.block)
@@ -176,12 +176,16 @@ class Stream:
             bounds=np.searchsorted(row[order], np.arange(packing.num_rows + 1)),
         )
 
-    def _ends(self, task: int, epoch: int, window: np.ndarray) -> np.ndarray:
-        kept = self._windows[task]
-        if self._cut != "random":
-            return kept.end[window]
-        drawn = _mixed(window.astype(np.uint64) ^ hashes(1, self._seed, 1, task, epoch))
-        return random_ends(kept.end[window], self._history_length, drawn)
+    def _bounds(self, task: int, epoch: int, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First event of each window, and the one after its last."""
+        kept, limit = self._windows[task], self._history_length
+        example, end = kept.example[window], kept.end[window]
+        if self._cut in ("random", "tile"):
+            drawn = _mixed(example.astype(np.uint64) ^ hashes(1, self._seed, 1, task, epoch))
+            if self._cut == "tile":
+                return tiles(self._lengths[task][example], end, limit, drawn)
+            end = random_ends(end, limit, drawn)
+        return window_start(end, limit), end
 
     def _order(self, task: int, epoch: int) -> np.ndarray:
         key = (task, epoch)

@@ -42,7 +42,7 @@ class Sequence(Module):
         normal = nnx.initializers.normal(INIT_STD)
         self.table = param(rngs, (num_rows, c.width), ("items", None), normal)
         self.head = None if c.tied_head else param(rngs, (num_rows, c.width), ("items", None), normal)
-        learned = c.position == "learned"
+        learned = c.position in ("learned", "learned_rotary")
         self.position = param(rngs, (max_length, c.width), (None, "embed"), normal) if learned else None
         self.transformer = Transformer(c, rngs=rngs)
 

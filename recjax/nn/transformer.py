@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from recjax.core.errors import ConfigError
-from recjax.core.module import Module, Rngs, param, scan, stack
+from recjax.core.module import Initializer, Module, Rngs, param, scan, stack
 from recjax.core.sharding import active, constrain
 from recjax.nn.attention import attend
 from recjax.nn.dropout import LayerwiseDropout, dropout
@@ -45,7 +45,7 @@ class TransformerConfig:
     norm: NormKind = "layer"
     norm_epsilon: float = 1e-6
     place: Literal["pre", "post"] = "pre"
-    position: Literal["learned", "rotary", "none"] = "learned"
+    position: Literal["learned", "rotary", "learned_rotary", "none"] = "learned"
     ffn: FfnKind = "gelu"
     bias: bool = True
     dropout: float | tuple[float, ...] | LayerwiseDropout = 0.0
@@ -106,7 +106,7 @@ class TransformerConfig:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("layer", "rms"),
     "place": ("pre", "post"),
-    "position": ("learned", "rotary", "none"),
+    "position": ("learned", "rotary", "learned_rotary", "none"),
     "ffn": tuple(ACTIVATIONS),
     "remat": ("none", "full"),
     "dtype": ("float32", "bfloat16"),
@@ -138,7 +138,7 @@ class Attention(Module):
         """`rate` is the dropout of the attention weights and `key` its key, None when not training."""
         c = self.config
         q, k, v = self._project(x)
-        if c.position == "rotary":
+        if "rotary" in c.position:
             q, k = rotary(q, positions), rotary(k, positions)
         q = constrain(q, "batch", "length", "heads", "head_dim")
         out = attend(q, k, v, segments, dropout=rate, key=key)
@@ -236,7 +236,15 @@ class Transformer(Module):
         return self.final_norm(x)
 
 
-def initializers(config: TransformerConfig) -> tuple[nnx.Initializer, nnx.Initializer]:
-    """Normal of standard deviation 0.02, and that over sqrt(2n) for what is added to the residual stream."""
-    normal = nnx.initializers.normal
-    return normal(INIT_STD), normal(INIT_STD / math.sqrt(2 * config.num_layers))
+def initializers(config: TransformerConfig) -> tuple[Initializer, Initializer]:
+    """For weights [in, ...out]: normal of standard deviation 1/sqrt(in); and for those whose product is added to the
+    residual stream, [...in, out]: the same over sqrt(2n) (Radford et al. 2019)."""
+
+    def into(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jax.random.normal(key, shape, dtype) / math.sqrt(shape[0])
+
+    def out_of(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        fan_in = math.prod(shape[:-1])
+        return jax.random.normal(key, shape, dtype) / math.sqrt(2 * config.num_layers * fan_in)
+
+    return into, out_of

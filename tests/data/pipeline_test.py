@@ -80,7 +80,7 @@ def segments(batch: Batch) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("pack", [True, False])
-@pytest.mark.parametrize("history", ["last", "chunk", "random"])
+@pytest.mark.parametrize("history", ["last", "chunk", "tile", "random"])
 def test_segments_are_windows_of_one_example(examples: Examples, pack: bool, history: str) -> None:
     feed = dataclasses.replace(FEED, pack=pack, history=history, times=True)
     events = [r["items"] for r in examples.source("train").__getitems__(range(60))]
@@ -105,7 +105,7 @@ def test_segments_are_windows_of_one_example(examples: Examples, pack: bool, his
             assert batch["segment_ids"].max() == 1 and (batch["segment_ids"][:, 0] == 1).all()
 
 
-@pytest.mark.parametrize("history", ["last", "chunk"])
+@pytest.mark.parametrize("history", ["last", "chunk", "tile"])
 @pytest.mark.parametrize("pack", [True, False])
 def test_every_target_comes_once_an_epoch(examples: Examples, history: str, pack: bool) -> None:
     feed = dataclasses.replace(FEED, history=history, pack=pack, batch_size=1)

@@ -52,7 +52,7 @@ def test_shares_are_right_from_the_first_position_on(rates: list[float]) -> None
     np.testing.assert_array_equal(later_local, local[12_345:12_400])
 
 
-@pytest.mark.parametrize("cut", ["last", "chunk"])
+@pytest.mark.parametrize("cut", ["last", "chunk", "tile"])
 @pytest.mark.parametrize("packed", [True, False])
 def test_every_target_of_an_epoch_appears_exactly_once(cut: str, packed: bool) -> None:
     lengths = lengths_of(0)
@@ -60,7 +60,7 @@ def test_every_target_of_an_epoch_appears_exactly_once(cut: str, packed: bool) -
     stream = make([lengths], cut=cut, packed=packed, block=total)  # one block is one epoch
     expected = []
     for example, n in enumerate(lengths.tolist()):
-        first = 1 if cut == "chunk" else max(n - 12, 1)
+        first = 1 if cut in ("chunk", "tile") else max(n - 12, 1)
         expected += [(0, example, k) for k in range(first, n)]
     for epoch in range(3):
         found = targets_of(stream.plan(epoch))
