@@ -46,6 +46,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
 
 
+def prepare_plainly(task: Any) -> None:
+    """Put the examples of a task into the cache without TensorFlow, if they are not there.
+
+    They are those of `recjax prepare` (tests/tasks compares the two), sooner, and also where seqio is not installed.
+    """
+    from recjax.core.errors import ExamplesError
+    from recjax.data.examples import write_examples
+    from recjax.tasks.cache import place_of
+    from recjax.tasks.work import columns_of, examples_of
+
+    place = place_of(task)
+    if place.path.exists():
+        return
+    work = task.work()
+    facts = {"task": task.name, "content_hash": place.content_hash, **work.facts}
+    try:
+        with write_examples(place.path, vocab=work.vocab, items=work.items, users=work.users, facts=facts) as writer:
+            for split, schema in work.schemas.items():
+                writer.add(split, schema, columns_of(list(examples_of(work, split)), schema))
+    except ExamplesError:
+        if not place.path.exists():  # else another worker was first
+            raise
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe(recjax_cache: Path) -> Any:
     """A next-item recipe of seconds over the simulated world, dropout on; `model.with_` gives other transformers."""
@@ -67,9 +91,11 @@ def tiny_recipe(recjax_cache: Path) -> Any:
             return Model(Sequence, transformer=transformer, max_length=16, embedding_dropout=dropout)
 
     transformer = TransformerConfig(num_layers=2, width=16, num_heads=2, num_kv_heads=2, dropout=0.2)
+    task = NextItem(data=DataDir(simulate=World(num_events=3000)))
+    prepare_plainly(task)
     return Recipe(
         name="tiny",
-        mixture=Mixture(tasks=[NextItem(data=DataDir(simulate=World(num_events=3000)))]),
+        mixture=Mixture(tasks=[task]),
         feed=Feed(batch_size=8, row_length=16, history_length=16),
         model=Model(Sequence, transformer=transformer, max_length=16, embedding_dropout=0.2),
         objectives=[CatalogueSoftmax()],
@@ -80,8 +106,14 @@ def tiny_recipe(recjax_cache: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def tiny_gin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipe `sasrec` in its tiny mode, as a gin file."""
+def tiny_gin(recjax_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe `sasrec` in its tiny mode, as a gin file, its examples prepared."""
+    from recjax import command
+    from recjax.core.flags import Flags
+
     path = tmp_path_factory.mktemp("gin") / "tiny.gin"
     path.write_text("include 'configs/recipe/sasrec/1_train.gin'\ninclude 'configs/run/tiny.gin'\n")
+    recipe, _ = command.load(Flags(gin_files=(str(path),)))
+    for task in recipe.mixture.tasks:
+        prepare_plainly(task)
     return path
