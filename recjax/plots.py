@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recjax.tables import BUCKETS, main_cutoff, number
+from recjax.tables import BUCKETS, main_cutoff, number, shown_groups
 
 # The model stands out; baselines recede.
 _MODEL, _OTHERS = "#1f5fa8", ("#b8bec7", "#8a93a0", "#d9a066", "#7a9e7e")
@@ -62,12 +62,14 @@ def plot_systems(path: Path, metrics: Mapping[str, Any], published: Mapping[str,
     for axis, name in zip(axes, names, strict=True):
         values = [metrics["rows"][s][name] for s in systems]
         bounds = [metrics["intervals"][s][name] for s in systems]
-        errors = [[v - low for v, (low, _) in zip(values, bounds, strict=True)]]
-        errors += [[high - v for v, (_, high) in zip(values, bounds, strict=True)]]
+        errors = [[max(0.0, v - low) for v, (low, _) in zip(values, bounds, strict=True)]]
+        errors += [[max(0.0, high - v) for v, (_, high) in zip(values, bounds, strict=True)]]
         places = range(len(systems))
         axis.barh(places, values, 0.62, xerr=errors, color=_colors(len(systems)), ecolor=_TEXT, capsize=2.5)
         for place, value, (_, high) in zip(places, values, bounds, strict=True):
-            axis.annotate(number(value), (max(high, value), place), (5, 0), textcoords="offset points", va="center")
+            text = axis.annotate(number(value), (max(high, value), place), (5, 0), textcoords="offset points")
+            text.set(fontsize=8.5, color=_TEXT, va="center", zorder=5)
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
         if name in published:
             axis.axvline(published[name], color=_ACCENT, linestyle="--", linewidth=1.2)
             place = (published[name], 1.0)
@@ -78,6 +80,7 @@ def plot_systems(path: Path, metrics: Mapping[str, Any], published: Mapping[str,
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
                 color=_ACCENT,
+                fontsize=8.5,
                 ha="right",
             )
         largest = max([*values, published.get(name, 0.0), *(high for _, high in bounds)])
@@ -91,7 +94,7 @@ def plot_systems(path: Path, metrics: Mapping[str, Any], published: Mapping[str,
 def plot_buckets(path: Path, metrics: Mapping[str, Any]) -> Path:
     """NDCG of every system, by popularity of the target and by kind of user."""
     metric, systems = f"ndcg@{main_cutoff(metrics)}", list(metrics["rows"])
-    groups = list(metrics["buckets"])
+    groups = shown_groups(metrics)
     figure, (axis,) = _figure(width=1.6 + 1.35 * len(groups), height=3.6, columns=1)
     width = 0.8 / len(systems)
     for at, (system, color) in enumerate(zip(systems, _colors(len(systems)), strict=True)):
@@ -110,8 +113,9 @@ def _figure(*, width: float, height: float, columns: int) -> tuple[Any, Sequence
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", wspace=0.06)
     return figure, figure.subplots(1, columns, squeeze=False)[0].tolist()
 
 
@@ -137,12 +141,10 @@ def _colors(count: int) -> list[str]:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Moving average with a weight that grows to 0.9 as points come in, so that it starts at the first one."""
-    out: list[float] = []
-    for at, value in enumerate(values):
-        keep = min(0.9, at / (at + 5))
-        out.append(value if not out else keep * out[-1] + (1 - keep) * value)
-    return out
+    """The mean of each point and its neighbours, a twentieth of all points wide."""
+    reach = len(values) // 40
+    windows = (values[max(0, at - reach) : at + reach + 1] for at in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def _by_cutoff(name: str) -> tuple[int, str]:
@@ -151,6 +153,8 @@ def _by_cutoff(name: str) -> tuple[int, str]:
 
 
 def _wrapped(text: str) -> str:
+    if len(text) < 16:
+        return text
     words = text.split()
     middle = (len(words) + 1) // 2
-    return " ".join(words[:middle]) + ("\n" + " ".join(words[middle:]) if len(words) > 1 else "")
+    return " ".join(words[:middle]) + "\n" + " ".join(words[middle:])

@@ -90,7 +90,7 @@ def protocol_of(config: Evaluation, examples: Examples, split: str, users: int) 
         "history": "all events before the target; a model sees the last history_length of them, a baseline all",
         "baselines": f"fitted on train; settings by ndcg@10 on at most {TUNING_USERS} users of valid",
         "users": users,
-        "users_left_out": counts.get(split),
+        "split_counts": counts.get(split),
         "max_users": config.max_users,
         "k": list(config.k),
         "interval": f"95%, percentile bootstrap over users, {config.bootstrap_samples} samples, paired for differences",

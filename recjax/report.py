@@ -22,6 +22,7 @@ from recjax.tables import (
     number,
     plain,
     protocol_table,
+    shown_groups,
     signed,
     systems_table,
 )
@@ -55,7 +56,7 @@ def write_report(folder: Path, report: Report) -> Path:
     drawn = {
         "training": plot_training(folder / "training.png", report.curve),
         "systems": plot_systems(folder / "systems.png", report.metrics, published),
-        "buckets": plot_buckets(folder / "buckets.png", report.metrics),
+        "buckets": shown_groups(report.metrics) and plot_buckets(folder / "buckets.png", report.metrics),
     }
     images = {name: f"![{name}]({path.name})" for name, path in drawn.items() if path}
     sections = [
@@ -101,7 +102,7 @@ def _what_was_run(report: Report) -> str:
     rows += [[name.replace("_", " "), plain(value)] for name, value in report.facts.items()]
     seeds = report.metrics["protocol"].get("seeds", {})
     rows.append(["seeds", plain(seeds)])
-    text = "## What was run\n\n" + Table(title="", header=["", ""], rows=rows).markdown()
+    text = "## What was run\n\n" + Table(title="", header=["", ""], rows=rows, words=True).markdown()
     if report.stages:
         names = list(dict.fromkeys(name for stage in report.stages for name in stage))
         cells = [[plain(stage.get(name, "")) for name in names] for stage in report.stages]
@@ -154,6 +155,8 @@ def _beside_baselines(report: Report, images: Mapping[str, str]) -> str:
 
 
 def _groups(report: Report, images: Mapping[str, str]) -> str:
+    if "buckets" not in images:
+        return ""
     table = buckets_table(report.metrics)
     rules = plain(report.metrics["protocol"].get("buckets", {}))
     return "\n\n".join(["## For whom it works", f"{table.title} ({rules}).", table.markdown(), images["buckets"]])

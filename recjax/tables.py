@@ -22,15 +22,16 @@ BUCKETS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A header and rows of text; the first column is on the left, the others on the right."""
+    """A header and rows of text; the first column is on the left, the others on the right unless they are words."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: bool = False
 
     def markdown(self) -> str:
         """As a GitHub table, without the title."""
-        align = ["---", *["---:"] * (len(self.header) - 1)]
+        align = ["---", *["---" if self.words else "---:"] * (len(self.header) - 1)]
         lines = [self.header, align, *self.rows]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -76,13 +77,19 @@ def differences_table(metrics: Mapping[str, Any]) -> Table:
     return Table(title="Difference with its 95% interval (paired bootstrap over users)", header=["", *names], rows=rows)
 
 
+def shown_groups(metrics: Mapping[str, Any]) -> list[str]:
+    """The buckets worth showing: those of a kind that divides the users."""
+    kinds = [name.partition("/")[0] for name in metrics["buckets"]]
+    return [name for name, kind in zip(metrics["buckets"], kinds, strict=True) if kinds.count(kind) > 1]
+
+
 def buckets_table(metrics: Mapping[str, Any]) -> Table:
     """NDCG of every system by popularity of the target and by kind of user."""
     metric = f"ndcg@{main_cutoff(metrics)}"
     systems = list(metrics["rows"])
     rows = [
         [BUCKETS.get(name, name), f"{bucket['users']:,}", *(number(bucket["rows"][s][metric]) for s in systems)]
-        for name, bucket in metrics["buckets"].items()
+        for name, bucket in ((name, metrics["buckets"][name]) for name in shown_groups(metrics))
     ]
     return Table(title=f"{metric} by group", header=["", "users", *systems], rows=rows)
 
@@ -90,7 +97,7 @@ def buckets_table(metrics: Mapping[str, Any]) -> Table:
 def protocol_table(metrics: Mapping[str, Any]) -> Table:
     """The protocol block, a line each."""
     rows = [[name.replace("_", " "), plain(value)] for name, value in metrics["protocol"].items()]
-    return Table(title="Protocol", header=["", ""], rows=rows)
+    return Table(title="Protocol", header=["", ""], rows=rows, words=True)
 
 
 def plain(value: Any) -> str:
