@@ -109,8 +109,9 @@ class Stream:
         seed: int = 0,
     ) -> None:
         self._rates, self._seed = list(rates), seed
+        self._lengths = [np.asarray(n, np.int64) for n in lengths]
         self.row_length, self._history_length, self._cut, self._packed = row_length, history_length, cut, packed
-        self._windows: list[Windows] = [windows(n, history_length, cut=cut) for n in lengths]
+        self._windows: list[Windows] = [windows(n, history_length, cut=cut) for n in self._lengths]
         for number, found in enumerate(self._windows):
             if not len(found):
                 raise ExamplesError("no example has two events to train on", where=f"task {number + 1} of the mixture")
