@@ -46,14 +46,17 @@ def evaluate_run(
 
 
 def show(tables: Sequence[Table], note: str = "") -> None:
-    """Print tables to standard output."""
+    """Print tables to standard output; one that is too wide is turned on its side."""
     from rich.console import Console
     from rich.table import Table as Shown
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 120))
     for table in tables:
         if not table.rows:
             continue
+        table = table if table.width <= console.width else table.transposed()
         shown = Shown(title=table.title, title_justify="left")
         for at, name in enumerate(table.header):
             shown.add_column(name, justify="right" if at else "left")
@@ -99,7 +102,8 @@ def main(argv: list[str]) -> int:
         args = parser.parse_args(argv)
         ours, theirs = args.compare
         found = compare(_saved(ours, args.split), _saved(theirs, args.split))
-        show([comparison_table(found, str(ours), str(theirs))])
+        named = ours.name != theirs.name
+        show([comparison_table(found, ours.name if named else str(ours), theirs.name if named else str(theirs))])
         return 0
     command.start_jax()
     given = command.parse(parser, argv)

@@ -29,6 +29,17 @@ class Table:
     rows: Sequence[Sequence[str]]
     words: bool = False
 
+    @property
+    def width(self) -> int:
+        """Characters across when drawn with a border."""
+        lines = [self.header, *self.rows]
+        return 1 + sum(max(len(line[at]) for line in lines) + 3 for at in range(len(self.header)))
+
+    def transposed(self) -> Table:
+        """Rows as columns."""
+        header, *rows = map(list, zip(self.header, *self.rows, strict=True))
+        return dataclasses.replace(self, header=header, rows=rows)
+
     def markdown(self) -> str:
         """As a GitHub table, without the title."""
         align = ["---", *["---" if self.words else "---:"] * (len(self.header) - 1)]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -240,3 +244,51 @@ def test_baselines_alone_need_no_model(examples):
     evaluator = Evaluator(examples, split="valid", config=Evaluation(k=(5,), baselines=("popularity",)))
     result = result_of(evaluator, rank_baselines(evaluator), {})
     assert list(result.metrics()["rows"]) == ["popularity"] and result.metrics()["differences"] == {}
+
+
+_PROCESS = """
+import json, sys
+import jax
+from recjax.core import distributed
+from recjax.core.module import Functional
+from recjax.core.sharding import MeshConfig, make_mesh
+from recjax.data.examples import Examples
+from recjax.evaluation import Evaluation, Evaluator
+from recjax.models.sequence import Sequence
+from recjax.nn.transformer import TransformerConfig
+
+def ranked(path, devices):
+    examples, config = Examples.open(path), TransformerConfig(width=8, num_heads=1, num_layers=1)
+    rows = examples.vocab.num_rows
+    model = Functional(lambda rngs: Sequence(num_rows=rows, max_length=4, transformer=config, rngs=rngs))
+    mesh = make_mesh(MeshConfig(shape="data=-1", preset="fsdp"), devices)
+    with mesh.activate():
+        params = jax.jit(model.init, out_shardings=mesh.shardings(model.axes))(jax.random.key(0))
+    config = Evaluation(k=(5, 10), batch_size=19)
+    return Evaluator(examples, split="test", config=config, model=model, history_length=4, mesh=mesh)(params)
+
+if __name__ == "__main__":
+    distributed.initialize()
+    found = ranked(sys.argv[1], jax.devices())
+    print(json.dumps([found.rank.tolist(), dict(found.values), {str(k): v for k, v in found.recommended.items()}]))
+"""
+
+
+def test_several_processes_find_what_one_finds(examples):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    runs = []
+    for number in range(2):
+        place = {"RECJAX_COORDINATOR": address, "RECJAX_NUM_PROCESSES": "2", "RECJAX_PROCESS_ID": str(number)}
+        env = {**os.environ, **place, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+        command = [sys.executable, "-c", _PROCESS, str(examples.path)]
+        runs.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE))
+    here: dict = {"__name__": "here"}
+    exec(_PROCESS, here)
+    alone = here["ranked"](examples.path, jax.devices()[:4])
+    first, second = (json.loads(run.communicate(timeout=120)[0].splitlines()[-1]) for run in runs)
+    assert first == second
+    assert first[0] == alone.rank.tolist()
+    assert first[1] == pytest.approx(dict(alone.values))
+    assert first[2] == {str(k): v for k, v in alone.recommended.items()}

@@ -78,6 +78,9 @@ def test_tables_show_what_metrics_hold():
     table = systems_table(metrics)
     assert [row[0] for row in table.rows] == ["model", "popularity", "item_graph"]
     assert all(len(row) == len(table.header) for row in table.rows)
+    turned = table.transposed()
+    assert turned.header == ["", "model", "popularity", "item_graph"] and turned.transposed() == table
+    assert turned.width < 60 < table.width
     difference = metrics["differences"]["popularity"]["recall@10"]
     assert differences_table(metrics).rows[0][1] == (
         f"{signed(difference['mean'])} [{signed(difference['low'])}, {signed(difference['high'])}]"
