@@ -17,6 +17,7 @@ from recjax.core.module import Module, Params, Rngs, param
 from recjax.core.sharding import constrain
 from recjax.nn.dropout import dropout
 from recjax.nn.embed import PAD, lookup_and_pass
+from recjax.nn.norm import unit
 from recjax.nn.transformer import INIT_STD, Transformer, TransformerConfig
 
 
@@ -24,7 +25,8 @@ class Sequence(Module):
     """Causal model of item histories; packed and padded rows alike.
 
     `max_length` is the number of learned positions, counted within an example. `scale_embedding` multiplies item
-    vectors by sqrt(width) before positions are added (SASRec).
+    vectors by sqrt(width) before positions are added (SASRec). `normalize` scores by cosine: `hidden` and `table` come as
+    unit vectors, in training, evaluation and bundle alike; an objective then wants a temperature.
     """
 
     def __init__(
@@ -35,10 +37,12 @@ class Sequence(Module):
         max_length: int = 200,
         embedding_dropout: float = 0.0,
         scale_embedding: bool = False,
+        normalize: bool = False,
         rngs: Rngs,
     ) -> None:
         c = self.config = transformer
         self.max_length, self.embedding_dropout, self.scale_embedding = max_length, embedding_dropout, scale_embedding
+        self.normalize = normalize
         normal = nnx.initializers.normal(INIT_STD)
         self.table = param(rngs, (num_rows, c.width), ("items", None), normal)
         self.head = None if c.tied_head else param(rngs, (num_rows, c.width), ("items", None), normal)
@@ -64,7 +68,8 @@ class Sequence(Module):
             x = dropout(x, self.embedding_dropout, keys[0])
         hidden = self.transformer(x, positions, segments, train=train, key=keys[1])
         hidden = hidden * self.config.logit_scale
-        return {"hidden": hidden, "table": table if self.head is None else self.head[...]}
+        table = table if self.head is None else self.head[...]
+        return {"hidden": unit(hidden), "table": unit(table)} if self.normalize else {"hidden": hidden, "table": table}
 
     def token_flops(self, length: int) -> TokenFlops:
         """Training FLOPs of one target in rows of `length`, with a full softmax over the table."""

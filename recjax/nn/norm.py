@@ -29,3 +29,9 @@ class Norm(Module):
         if self.bias is not None:
             y = y + self.bias[None, None]
         return y.astype(x.dtype)
+
+
+def unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """Vectors of length one, in float32 inside; zero stays zero."""
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.square(x32).sum(-1, keepdims=True) + 1e-12)).astype(x.dtype)
