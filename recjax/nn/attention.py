@@ -6,6 +6,7 @@ for the tests and `attend_library` the kernel of jax. None of them knows project
 positional encodings.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -46,11 +47,11 @@ def attend(
     """
     b, length, heads, width = q.shape
     groups = k.shape[2]
-    rate, seed = jnp.zeros((), jnp.float32), jnp.zeros(2, jnp.uint32)
-    drops = key is not None and not is_zero(dropout)
-    if drops:
-        rate, seed = jnp.asarray(dropout, jnp.float32), seed_words(key)
-    q = (q * np.float32(width**-0.5).astype(q.dtype)).reshape(b, length, groups, heads // groups, width)
+    if key is None or is_zero(dropout):
+        drops, rate, seed = False, jnp.float32(0), jnp.zeros(2, jnp.uint32)
+    else:
+        drops, rate, seed = True, jnp.asarray(dropout, jnp.float32), seed_words(key)
+    q = (q * jnp.asarray(width**-0.5, q.dtype)).reshape(b, length, groups, heads // groups, width)
     plan = _Plan(_edges(length, block), drops)
     out = _attend(plan, q.transpose(0, 2, 3, 1, 4), *(x.transpose(0, 2, 1, 3) for x in (k, v)), segments, rate, seed)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, length, heads, width)
@@ -76,14 +77,12 @@ def attend_library(
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
-class _Plan(tuple):
-    """(edges of the query blocks, whether weights are dropped): what is known before any array is."""
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is known before any array is: the edges of the query blocks, and whether weights are dropped."""
 
-    def __new__(cls, edges: tuple[tuple[int, int], ...], drops: bool) -> "_Plan":
-        return super().__new__(cls, (edges, drops))
-
-    edges = property(lambda self: self[0])
-    drops = property(lambda self: self[1])
+    edges: tuple[tuple[int, int], ...]
+    drops: bool
 
 
 def _edges(length: int, block: int) -> tuple[tuple[int, int], ...]:
@@ -100,7 +99,7 @@ def _attend(plan: _Plan, q: jax.Array, k: jax.Array, v: jax.Array, segments: Any
 
 
 def _forward(
-    plan: _Plan, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, rate: jax.Array, seed: jax.Array
+    plan: _Plan, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, rate: Any, seed: Any
 ) -> tuple[jax.Array, Any]:
     outs, exponentials, sums = [], [], []
     repeats = q.shape[2]
@@ -153,7 +152,7 @@ def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
-def _drop(plan: _Plan, x: jax.Array, rate: jax.Array, seed: jax.Array, start: int) -> jax.Array:
+def _drop(plan: _Plan, x: jax.Array, rate: Any, seed: Any, start: int) -> jax.Array:
     """Zero the dropped weights of a block whose first row is row `start` of all; scaling is left to the caller."""
     if not plan.drops:
         return x
