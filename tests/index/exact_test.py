@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,13 @@ from recjax.core.sharding import MeshConfig, make_mesh
 from recjax.index.exact import MISS, rank_and_top_k, rank_of, rank_scores, top_k
 
 
-def dense_of(scores, labels, k, valid, exclude=None):
-    exclude = None if exclude is None else jnp.asarray(exclude)
-    return rank_scores(jnp.asarray(scores), jnp.asarray(labels), k, valid=jnp.asarray(valid), exclude_ids=exclude)
+@partial(jax.jit, static_argnums=2)
+def dense(scores, labels, k, valid, exclude):
+    return rank_scores(scores, labels, k, valid=valid, exclude_ids=exclude)
+
+
+def dense_of(scores, labels, k, valid, exclude=((0,),)):
+    return dense(*map(jnp.asarray, (scores, labels)), k, *map(jnp.asarray, (valid, exclude)))
 
 
 MESHES = [("data=8", "data"), ("data=8", "fsdp"), ("data=4,model=2", "fsdp_model"), ("replica=2,data=4", "fsdp")]
@@ -50,10 +55,11 @@ def case(seed, *, b=8, v=256, d=4, n=6, num_items=None):
     return queries, table, valid, labels, exclude
 
 
-def run(queries, table, valid, labels, exclude, *, k, block):
-    return jax.jit(lambda q, t, v, y, e: rank_and_top_k(q, t, y, k, valid=v, exclude_ids=e, block=block))(
-        queries, table, valid, labels, exclude
-    )
+def search(queries, table, valid, labels, exclude, *, k, block):
+    return rank_and_top_k(queries, table, labels, k, valid=valid, exclude_ids=exclude, block=block)
+
+
+on_one_device = jax.jit(search, static_argnames=("k", "block"))
 
 
 @pytest.mark.parametrize("block", [7, 64, 256, 1000])
@@ -61,13 +67,12 @@ def run(queries, table, valid, labels, exclude, *, k, block):
 def test_equals_brute_force(seed, block):
     queries, table, valid, labels, exclude = case(seed)
     scores, rows, ranks = brute_force(queries @ table.T, labels, 20, valid, exclude)
-    found = run(queries, table, valid, labels, exclude, k=20, block=block)
+    found = on_one_device(queries, table, valid, labels, exclude, k=20, block=block)
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_array_equal(found.scores, scores)
     np.testing.assert_array_equal(found.rank, ranks)
     np.testing.assert_array_equal(found.label_scores, (queries @ table.T)[np.arange(len(labels)), labels])
-    dense = dense_of(queries @ table.T, labels, 20, valid, exclude)
-    for got, want in zip(dense, found, strict=True):
+    for got, want in zip(dense_of(queries @ table.T, labels, 20, valid, exclude), found, strict=True):
         np.testing.assert_array_equal(got, want)
 
 
@@ -76,35 +81,29 @@ def test_equals_brute_force(seed, block):
 def test_sharded_equals_one_device(shape, preset, block):
     mesh = make_mesh(MeshConfig(shape=shape, preset=preset))
     queries, table, valid, labels, exclude = case(5, b=16)
-    expected = run(queries, table, valid, labels, exclude, k=40, block=block)
+    expected = on_one_device(queries, table, valid, labels, exclude, k=40, block=block)
     with mesh.activate():
         sharded = jax.device_put(table, mesh.sharding(("items", None)))
-        found = run(queries, sharded, valid, labels, exclude, k=40, block=block)
+        found = jax.jit(partial(search, k=40, block=block))(queries, sharded, valid, labels, exclude)
     for got, want in zip(found, expected, strict=True):
         np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize(("shape", "preset"), MESHES[1:])
-def test_no_device_gathers_the_table(shape, preset):
+@pytest.mark.parametrize(("shape", "preset"), MESHES)
+def test_no_device_gathers_the_table_or_the_scores(shape, preset):
     mesh = make_mesh(MeshConfig(shape=shape, preset=preset))
     v, d, b, k = 4096, 32, 16, 10
     with mesh.activate():
-        place = {name: mesh.sharding(axes) for name, axes in {"q": ("batch", None), "t": ("items", None)}.items()}
         args = (
-            jax.ShapeDtypeStruct((b, d), jnp.float32, sharding=place["q"]),
-            jax.ShapeDtypeStruct((v, d), jnp.float32, sharding=place["t"]),
+            jax.ShapeDtypeStruct((b, d), jnp.float32, sharding=mesh.sharding(("batch", None))),
+            jax.ShapeDtypeStruct((v, d), jnp.float32, sharding=mesh.sharding(("items", None))),
             jax.ShapeDtypeStruct((v,), bool),
-            jax.ShapeDtypeStruct((b,), jnp.int32),
-            jax.ShapeDtypeStruct((b, 4), jnp.int32),
+            jax.ShapeDtypeStruct((b,), jnp.int32, sharding=mesh.sharding(("batch",))),
+            jax.ShapeDtypeStruct((b, 4), jnp.int32, sharding=mesh.sharding(("batch", None))),
         )
-        hlo = (
-            jax.jit(lambda q, t, m, y, e: rank_and_top_k(q, t, y, k, valid=m, exclude_ids=e, block=512))
-            .lower(*args)
-            .compile()
-            .as_text()
-        )
+        hlo = jax.jit(partial(search, k=k, block=512)).lower(*args).compile().as_text()
     collectives = [line for line in hlo.splitlines() if re.search(r"= .*(all-gather|all-to-all|all-reduce)", line)]
-    assert collectives
+    assert bool(collectives) == (preset != "data")
     for line in collectives:
         for sizes in re.findall(r"(?:f32|s32|pred)\[([\d,]+)\]", line.split("=", 1)[1].split("(", 1)[0]):
             assert np.prod([int(s) for s in sizes.split(",")]) <= b * k * mesh.size_of("items"), line
@@ -112,8 +111,8 @@ def test_no_device_gathers_the_table(shape, preset):
 
 def test_fewer_candidates_than_k():
     queries, table, valid, labels, exclude = case(3, v=128, num_items=9)
-    arrays = [jnp.asarray(x) for x in (queries, table, valid, exclude)]
-    scores, rows = top_k(arrays[0], arrays[1], 12, valid=arrays[2], exclude_ids=arrays[3], block=50)
+    best = jax.jit(lambda q, t, v, e: top_k(q, t, 12, valid=v, exclude_ids=e, block=50))
+    scores, rows = best(queries, table, valid, exclude)
     expected = brute_force(queries @ table.T, np.full(len(labels), -1), 12, valid, exclude)
     np.testing.assert_array_equal(rows, expected[1])
     np.testing.assert_array_equal(scores, expected[0])
@@ -127,7 +126,7 @@ def test_equal_embeddings_rank_by_row_whatever_the_block():
     labels = jnp.asarray(rng.integers(2, 600, 16), jnp.int32)
     valid = jnp.arange(640) >= 2
     for block in (33, 128, 640):
-        rank = rank_of(queries, table, labels, valid=valid, block=block)
+        rank = jax.jit(partial(rank_of, block=block))(queries, table, labels, valid=valid)
         np.testing.assert_array_equal(rank, labels - 2)
 
 
