@@ -86,8 +86,8 @@ def test_interruption_full_disk_and_faults_of_the_program(capsys: pytest.Capture
     assert cli.run(fail_with(KeyboardInterrupt()), []) == 130
     assert cli.run(fail_with(OSError(errno.ENOSPC, "No space left on device")), []) == 2
     assert "No space left on device" in capsys.readouterr().err
-    assert cli.run(fail_with(PermissionError(errno.EACCES, "Permission denied", "/root/x")), []) == 2
-    assert capsys.readouterr().err == "recjax: Permission denied\n  where:    /root/x\n"
+    assert cli.run(fail_with(PermissionError(errno.EACCES, "Permission denied", "/etc/x")), []) == 2
+    assert capsys.readouterr().err == "recjax: Permission denied\n  where:    /etc/x\n"
     with pytest.raises(ZeroDivisionError):
         cli.run(fail_with(ZeroDivisionError()), [])
     assert cli.run(lambda argv: 3, []) == 3
