@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
 
 
-def prepare_plainly(task: Any) -> None:
+def prepare_plainly(task: Any, cache: Path | None = None) -> None:
     """Put the examples of a task into the cache without TensorFlow, if they are not there.
 
     They are those of `recjax prepare` (tests/tasks compares the two), sooner, and also where seqio is not installed.
@@ -56,7 +57,7 @@ def prepare_plainly(task: Any) -> None:
     from recjax.tasks.cache import place_of
     from recjax.tasks.work import columns_of, examples_of
 
-    place = place_of(task)
+    place = place_of(task, cache)
     if place.path.exists():
         return
     work = task.work()
@@ -68,6 +69,12 @@ def prepare_plainly(task: Any) -> None:
     except ExamplesError:
         if not place.path.exists():  # else another worker was first
             raise
+
+
+@pytest.fixture(scope="session")
+def prepare_here(recjax_cache: Path) -> Callable[..., None]:
+    """`prepare_plainly`, for tests of their own recipes."""
+    return prepare_plainly
 
 
 @pytest.fixture(scope="session")

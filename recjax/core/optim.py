@@ -69,6 +69,13 @@ class Optimizer:
     ema_decay: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"Optimizer.{name} = {getattr(self, name)}", expected="0 or more")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError(f"Optimizer.clip_norm = {self.clip_norm}", expected="above 0, or None")
+        if not all(0 <= beta < 1 for beta in (*self.betas, self.momentum)):
+            raise ConfigError(f"Optimizer.betas, momentum = {self.betas}, {self.momentum}", expected="in [0, 1)")
         for kind, decay in [
             (self.kind, self.weight_decay),
             *((g.kind or self.kind, _first(g.weight_decay, self.weight_decay)) for _, g in self.groups),
