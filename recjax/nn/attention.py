@@ -53,7 +53,8 @@ def attend(
         drops, rate, seed = True, jnp.asarray(dropout, jnp.float32), seed_words(key)
     q = (q * jnp.asarray(width**-0.5, q.dtype)).reshape(b, length, groups, heads // groups, width)
     plan = _Plan(_edges(length, block), drops)
-    out = _attend(plan, q.transpose(0, 2, 3, 1, 4), *(x.transpose(0, 2, 1, 3) for x in (k, v)), segments, rate, seed)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    out: Any = _attend(plan, q.transpose(0, 2, 3, 1, 4), k, v, segments, rate, seed)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, length, heads, width)
 
 
@@ -111,7 +112,7 @@ def _forward(
         scores = jnp.where(mask[:, None], scores, NEGATIVE)
         exps = jnp.exp(scores - scores.max(-1, keepdims=True))
         total = exps.sum(-1, keepdims=True)
-        kept = _drop(plan, exps, rate, seed, start * repeats)
+        kept = _drop(plan, exps, rate, seed, start)
         mixed = _product("bgqs,bgsk->bgqk", kept.astype(v.dtype), v[..., :stop, :])
         outs.append((mixed / ((1 - rate) * total)).reshape(*q.shape[:3], stop - start, -1))
         sums.append(total.reshape(*q.shape[:3], stop - start, 1))
@@ -122,7 +123,6 @@ def _forward(
 
 def _backward(plan: _Plan, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
     q, k, v, rate, seed, out, exponentials, sums = residuals
-    repeats = q.shape[2]
     d_out = d_out.astype(jnp.float32) / sums
     inner = jnp.einsum("bgrqk,bgrqk->bgrq", d_out, out.astype(jnp.float32))[..., None]
     d_out = (d_out / (1 - rate)).astype(v.dtype)
@@ -130,9 +130,9 @@ def _backward(plan: _Plan, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
     for (start, stop), exps in zip(plan.edges, exponentials, strict=True):
         d_rows = _rows(d_out, start, stop)
         d_weights = _product("bgqk,bgsk->bgqs", d_rows, v[..., :stop, :])
-        d_weights = _drop(plan, d_weights, rate, seed, start * repeats)
+        d_weights = _drop(plan, d_weights, rate, seed, start)
         d_scores = (exps * (d_weights - _rows(inner, start, stop))).astype(v.dtype)
-        kept = _drop(plan, exps, rate, seed, start * repeats)
+        kept = _drop(plan, exps, rate, seed, start)
         d_v = d_v.at[..., :stop, :].add(_product("bgqs,bgqk->bgsk", kept, d_rows))
         d_k = d_k.at[..., :stop, :].add(_product("bgqs,bgqk->bgsk", d_scores, _rows(q, start, stop)))
         d_block = _product("bgqs,bgsk->bgqk", d_scores, k[..., :stop, :])
@@ -153,7 +153,9 @@ def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _drop(plan: _Plan, x: jax.Array, rate: Any, seed: Any, start: int) -> jax.Array:
-    """Zero the dropped weights of a block whose first row is row `start` of all; scaling is left to the caller."""
+    """Zero the dropped weights of the block of queries that begins at `start`; scaling is left to the caller."""
     if not plan.drops:
         return x
-    return jnp.where(keep_mask(x.shape, rate, seed, (0, 0, start, 0)), x, jnp.zeros((), x.dtype))
+    repeats = x.shape[2] // (dict(plan.edges)[start] - start)
+    keep = keep_mask(x.shape, rate, seed, first=start * repeats, rows=plan.edges[-1][1] * repeats)
+    return jnp.where(keep, x, jnp.zeros((), x.dtype))

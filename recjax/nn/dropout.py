@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
 Rate = float | jax.Array
@@ -73,26 +74,27 @@ def seed_words(key: Key[Array, ""]) -> UInt32[Array, "2"]:
 
 
 def keep_mask(
-    shape: tuple[int, ...], rate: Float[Array, ""], seed: UInt32[Array, "2"], offset: tuple[int, ...] | None = None
+    shape: tuple[int, ...], rate: ArrayLike, seed: UInt32[Array, "2"], *, first: int = 0, rows: int = 0
 ) -> Bool[Array, "..."]:
-    """Which elements of an array of `shape` survive; `offset` is the place of the block's first element in it.
+    """Which elements of an array of `shape` survive.
 
-    The index is hashed in two parts, the leading dimensions and the last one, because arrays may have more elements
-    than a word can count.
+    The array may be a block of a larger one that has `rows` rows in its next-to-last dimension, of which this is
+    the block from row `first` on: the block then has that part of the larger array's mask. An index is hashed in two
+    parts, the row and the place in it, because arrays may have more elements than a word can count.
     """
-    offset = offset or (0,) * len(shape)
     row = jnp.zeros((*shape[:-1], 1), jnp.uint32)
-    for axis, start in enumerate(offset[:-1]):
-        index = jax.lax.broadcasted_iota(jnp.uint32, row.shape, axis) + np.uint32(start)
-        row = row * np.uint32(0x01000193) + index if axis else index
+    for axis, size in enumerate(shape[:-1]):
+        is_blocked = rows and axis == len(shape) - 2
+        index = jax.lax.broadcasted_iota(jnp.uint32, row.shape, axis) + np.uint32(first if is_blocked else 0)
+        row = row * np.uint32(rows if is_blocked else size) + index
     row = _mix(row * np.uint32(0x9E3779B1) ^ seed[0]) ^ seed[1]
-    column = jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1) + np.uint32(offset[-1])
+    column = jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
     bits = _mix(column * np.uint32(0x9E3779B1) + jnp.broadcast_to(row, shape))
     return bits >= _threshold(rate)
 
 
-def _threshold(rate: jax.Array) -> jax.Array:
-    return (rate * np.float32(2**32 - 256)).astype(jnp.uint32)
+def _threshold(rate: ArrayLike) -> jax.Array:
+    return (jnp.asarray(rate) * np.float32(2**32 - 256)).astype(jnp.uint32)
 
 
 def _mix(z: jax.Array) -> jax.Array:

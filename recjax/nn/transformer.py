@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from recjax.core.errors import ConfigError
 from recjax.core.module import Initializer, Module, Rngs, param, scan, stack
 from recjax.core.sharding import active, constrain
-from recjax.nn.attention import attend
+from recjax.nn.attention import attend, attend_library
 from recjax.nn.dropout import LayerwiseDropout, dropout
 from recjax.nn.ffn import ACTIVATIONS, FeedForward, FfnKind
 from recjax.nn.norm import Norm, NormKind
@@ -50,6 +50,7 @@ class TransformerConfig:
     bias: bool = True
     dropout: float | tuple[float, ...] | LayerwiseDropout = 0.0
     attention_dropout: float = 0.0
+    attention: Literal["blocks", "library"] = "blocks"
     remat: Literal["none", "full"] = "none"
     unroll: bool | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -72,6 +73,13 @@ class TransformerConfig:
             raise ConfigError(
                 f"TransformerConfig: width {self.width} does not divide into {self.num_heads} heads",
                 mend="change width or num_heads, or set head_dim",
+            )
+        if "rotary" in self.position and self.head_width % 2:
+            raise ConfigError(f"TransformerConfig: rotary positions need an even head width, not {self.head_width}")
+        if self.attention == "library" and self.attention_dropout:
+            raise ConfigError(
+                "TransformerConfig: the library's attention has no attention_dropout",
+                mend='attention = "blocks", or attention_dropout = 0',
             )
         if not all(0 <= r < 1 for r in (*self.dropout_rates, self.attention_dropout)):
             raise ConfigError("TransformerConfig: a dropout rate is outside [0, 1)", where=f"dropout = {self.dropout}")
@@ -108,6 +116,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "place": ("pre", "post"),
     "position": ("learned", "rotary", "learned_rotary", "none"),
     "ffn": tuple(ACTIVATIONS),
+    "attention": ("blocks", "library"),
     "remat": ("none", "full"),
     "dtype": ("float32", "bfloat16"),
 }
@@ -141,25 +150,26 @@ class Attention(Module):
         if "rotary" in c.position:
             q, k = rotary(q, positions), rotary(k, positions)
         q = constrain(q, "batch", "length", "heads", "head_dim")
-        out = attend(q, k, v, segments, dropout=rate, key=key)
+        if c.attention == "library":
+            out = attend_library(q, k, v, segments)
+        else:
+            out = attend(q, k, v, segments, dropout=rate, key=key)
         out = jnp.einsum("blhk,hkd->bld", out, self.out.astype(x.dtype))
         return out + self.out_bias.astype(x.dtype)[None, None] if c.bias else out
 
-
     def _project(self, x: jax.Array) -> list[jax.Array]:
         """Queries, keys and values [b, l, heads, k]; one product unless the heads lie on several devices."""
-        weights, biases = [self.query, self.key, self.value], None
-        if self.config.bias:
-            biases = [self.query_bias, self.key_bias, self.value_bias]
+        weights = [w[...] for w in (self.query, self.key, self.value)]
+        biases = [b[...] for b in (self.query_bias, self.key_bias, self.value_bias)] if self.config.bias else None
         mesh = active()
-        if mesh is None or mesh.size_of("heads") == 1:
-            ends = (self.config.num_heads, self.config.num_heads + self.config.kv_heads)
-            (y,) = _linear(x, [jnp.concatenate([w[...] for w in weights], 1)], biases and [jnp.concatenate(biases)])
-            return jnp.split(y, ends, axis=2)
-        return _linear(x, weights, biases)
+        if mesh is not None and mesh.size_of("heads") > 1:
+            return _linear(x, weights, biases)
+        ends = (self.config.num_heads, self.config.num_heads + self.config.kv_heads)
+        (y,) = _linear(x, [jnp.concatenate(weights, axis=1)], biases and [jnp.concatenate(biases)])
+        return jnp.split(y, ends, axis=2)
 
 
-def _linear(x: jax.Array, weights: Any, biases: Any) -> list[jax.Array]:
+def _linear(x: jax.Array, weights: list[jax.Array], biases: list[jax.Array] | None) -> list[jax.Array]:
     outs = [jnp.einsum("bld,dhk->blhk", x, w.astype(x.dtype)) for w in weights]
     if biases is None:
         return outs

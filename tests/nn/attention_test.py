@@ -1,0 +1,81 @@
+"""Blocked attention against the plain reference, and the mask predicate against its words."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recjax.nn.attention import allowed, attend, attend_dense, attend_library
+from recjax.nn.dropout import keep_mask, seed_words
+
+
+def _inputs(length: int = 23, heads: int = 4, groups: int = 2, rows: int = 3) -> tuple[jax.Array, ...]:
+    draw = np.random.default_rng(length)
+    q, k, v = (draw.normal(size=(rows, length, n, 8)).astype(np.float32) for n in (heads, groups, groups))
+    segments = np.sort(draw.integers(1, 4, (rows, length)), axis=1)
+    segments[0, length - length // 4 :] = 0
+    return tuple(map(jnp.asarray, (q, k, v, segments.astype(np.int32))))
+
+
+def test_allowed_is_causal_within_a_segment() -> None:
+    segments = np.array([[1, 1, 2, 2, 2, 0]])
+    got = allowed(jnp.arange(6)[None], jnp.arange(6)[None], jnp.asarray(segments), jnp.asarray(segments))
+    want = [[[i >= j and segments[0, i] == segments[0, j] for j in range(6)] for i in range(6)]]
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(("length", "block", "groups"), [(1, 8, 2), (7, 8, 1), (23, 8, 2), (24, 8, 4), (23, 100, 2)])
+def test_blocks_equal_the_reference(length: int, block: int, groups: int) -> None:
+    q, k, v, segments = _inputs(length, groups=groups)
+    probe = jnp.asarray(np.random.default_rng(0).normal(size=q.shape), jnp.float32)
+
+    def outcome(function):
+        loss = jax.value_and_grad(lambda q, k, v: (function(q, k, v, segments) * probe).sum(), (0, 1, 2))
+        return jax.jit(loss)(q, k, v)
+
+    got, want = outcome(lambda *x: attend(*x, block=block)), outcome(attend_dense)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, want)
+
+
+def test_library_kernel_equals_the_reference() -> None:
+    inputs = _inputs()
+    np.testing.assert_allclose(attend_library(*inputs), attend_dense(*inputs), rtol=2e-5, atol=2e-5)
+
+
+def test_dropout_is_unbiased() -> None:
+    q, k, v, segments = _inputs(16)
+    keys = jax.random.split(jax.random.key(0), 2000)
+    mean = jax.lax.map(lambda key: attend(q, k, v, segments, dropout=0.3, key=key, block=8), keys).mean(0)
+    np.testing.assert_allclose(mean, attend_dense(q, k, v, segments), atol=0.12)
+
+
+def test_dropout_and_its_gradient_are_those_of_one_mask() -> None:
+    q, k, v, segments = _inputs(16, groups=4)
+    key, rate = jax.random.key(0), 0.3
+    keep = keep_mask((3, 4, 16, 16), rate, seed_words(key))
+    place = jnp.arange(16)[None]
+
+    def written_out(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        scores = jnp.einsum("bqhk,bshk->bhqs", q, k) / np.sqrt(8)
+        weights = jax.nn.softmax(jnp.where(allowed(place, place, segments, segments)[:, None], scores, -1e30))
+        return jnp.einsum("bhqs,bshk->bqhk", jnp.where(keep, weights / (1 - rate), 0), v)
+
+    def outcome(function):
+        return jax.jit(jax.value_and_grad(lambda *x: jnp.square(function(*x)).sum(), (0, 1, 2)))(q, k, v)
+
+    got = outcome(lambda *x: attend(*x, segments, dropout=rate, key=key, block=8))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, outcome(written_out))
+
+
+def test_dropout_does_not_depend_on_the_blocks() -> None:
+    q, k, v, segments = _inputs(24, groups=4)
+    key = jax.random.key(1)
+    one, three = (attend(q, k, v, segments, dropout=0.5, key=key, block=b) for b in (24, 8))
+    np.testing.assert_allclose(one, three, rtol=2e-5, atol=2e-5)
+
+
+def test_bfloat16_is_close() -> None:
+    inputs = _inputs(40)
+    low = attend(*(x.astype(jnp.bfloat16) for x in inputs[:3]), inputs[3], block=16)
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(jnp.float32), attend_dense(*inputs), atol=0.05)
