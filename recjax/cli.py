@@ -70,7 +70,7 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
         _complain("interrupted", debug)
         return 130
     except RecjaxError as error:
-        _complain(str(error), debug)
+        _complain(error.message, debug)
         return 2
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:

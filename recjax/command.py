@@ -74,7 +74,7 @@ def start_jax() -> None:
     """Keep compiled programs between runs, and join the other processes if there are any."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         folder = Path(os.environ.get("RECJAX_CACHE", Path.home() / ".cache" / "recjax")) / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

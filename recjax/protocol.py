@@ -65,6 +65,11 @@ class Evaluation:
                 f"no baseline {unknown[0]!r}", where="Evaluation.baselines", expected=", ".join(BASELINES)
             )
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of all metrics that an evaluation gives."""
+        return tuple(f"{name}@{k}" for name in ("recall", "ndcg", "mrr", "popularity", "coverage") for k in self.k)
+
     def shown(self) -> tuple[str, str]:
         """The two metrics that a line of progress shows: recall and NDCG at 10, or at the largest cut-off."""
         k = 10 if 10 in self.k else max(self.k)

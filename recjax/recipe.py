@@ -17,6 +17,7 @@ import numpy as np
 from recjax.core import optim, state
 from recjax.core.checkpoint import Checkpoints
 from recjax.core.errors import ConfigError, ExamplesError, MeshError
+from recjax.core.flags import did_you_mean
 from recjax.core.flops import TokenFlops
 from recjax.core.module import Functional, Module
 from recjax.core.sharding import Mesh, MeshConfig, make_mesh
@@ -27,6 +28,8 @@ from recjax.data.pipeline import Feed
 from recjax.evaluation import Evaluation, Evaluator
 from recjax.losses.objective import Objective
 from recjax.tasks.mixtures import Mixture
+
+_SEEDS = 2**31
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,11 +68,26 @@ class Recipe:
             value = getattr(self, field)
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{field} = {value!r} cannot be used", expected=f"a whole number, at least {least}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < _SEEDS:
+            raise ConfigError(f"seed = {self.seed!r} cannot be used", expected=f"a whole number from 0 to {_SEEDS - 1}")
+        metric, known = self.checkpoints.metric, self.evaluation.metrics
+        if metric and metric not in known:
+            raise ConfigError(
+                f"evaluation has no metric {metric!r}",
+                where="checkpoint.Checkpoints.metric",
+                expected=", ".join(known),
+                mend=did_you_mean(metric, known),
+            )
         names = [o.name for o in self.objectives]
         if not names or len(set(names)) != len(names):
             raise ConfigError("objectives need different names", where=str(names), expected="at least one objective")
         if self.feed.batch_size % self.accumulate:
             raise ConfigError(f"BATCH_SIZE {self.feed.batch_size} is not divisible by accumulate {self.accumulate}")
+
+    def best_metric(self) -> str:
+        """What evaluations are compared by: the metric of the checkpoints, or NDCG at the middle cut-off."""
+        ks = tuple(self.evaluation.k)
+        return self.checkpoints.metric or f"ndcg@{ks[len(ks) // 2]}"
 
 
 class Assembly:
@@ -95,7 +113,36 @@ class Assembly:
             )
         make = functools.partial(recipe.model, num_rows=self.vocab.num_rows)
         self.model = Functional(lambda rngs: make(rngs=rngs))
+        self._check_positions()
+        self._check_divisible()
         self.optimizer = optim.make(recipe.optimizer, self.abstract_params(), recipe.train_steps)
+
+    def _check_divisible(self) -> None:
+        """Raise `MeshError` for a parameter that cannot be cut evenly."""
+        for path, leaf in state.by_path(self.abstract_params()).items():
+            axes: Any = self.model.axes
+            for part in path.split("/"):
+                axes = axes[part]
+            for size, name in zip(leaf.shape, axes, strict=True):
+                parts = self.mesh.size_of(name)
+                if size % parts:
+                    raise MeshError(
+                        f"{path} has {size} {name}, which cannot be split into {parts} equal parts",
+                        where=f"MESH = {self.recipe.mesh.shape!r}, SHARDING = {self.recipe.mesh.preset!r}",
+                        mend="take another mesh, or sizes of the model that the mesh divides",
+                    )
+
+    def _check_positions(self) -> None:
+        """Positions beyond the learned ones would silently share the last of them."""
+        model: Any = self.model.bind(self.abstract_params())
+        longest, needed = getattr(model, "max_length", None), self.recipe.feed.history_length
+        if longest is not None and longest < needed:
+            raise ConfigError(
+                f"the model has positions for {longest} events and is fed {needed}",
+                where="Feed.history_length",
+                expected=f"at most {longest}",
+                mend="raise the max_length of the model, or lower Feed.history_length",
+            )
 
     def abstract_params(self) -> Any:
         """Shapes and dtypes of the parameters; nothing is allocated."""
@@ -104,8 +151,7 @@ class Assembly:
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the whole state; nothing is allocated."""
         shapes = jax.eval_shape(self._init, jax.random.key(0))
-        shardings = state.shardings(self.mesh, shapes, self.model.axes)
-        return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+        return state.abstract(shapes, state.shardings(self.mesh, shapes, self.model.axes))
 
     def init_state(self) -> TrainState:
         """A fresh state from the recipe's seed, each part made where it will live."""
@@ -144,7 +190,7 @@ class Assembly:
 
     def const(self) -> dict[str, jax.Array]:
         """The facts about the examples that objectives may ask for (see `losses.objective`)."""
-        count = np.sum([e.item_count for e in self.examples], axis=0, dtype=np.float32)
+        count = np.stack([e.item_count for e in self.examples]).sum(axis=0, dtype=np.float32)
         valid = self.vocab.valid
         sharding = self.mesh.sharding(("items",))
         return {

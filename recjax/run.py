@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import shutil
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,7 +70,13 @@ class Stage:
 
 
 def run(
-    files: Sequence[Path], flags: Flags, workdir: Path, *, seeds: Sequence[int], cache: Path | None, words: Sequence[str]
+    files: Sequence[Path],
+    flags: Flags,
+    workdir: Path,
+    *,
+    seeds: Sequence[int],
+    cache: Path | None,
+    words: Sequence[str],
 ) -> tuple[Path, list[Stage]] | None:
     """Run the stages in `files` for every seed; the report and the last stage of each seed.
 
@@ -152,7 +158,7 @@ def recommend_to_someone(bundle: Bundle, examples: Examples, user_index: int, k:
     """What the exported bundle answers a user of the test split, in words."""
     source = examples.source("test")
     example = next(e for e in map(source.__getitem__, range(len(source))) if int(e["user_index"]) == user_index)
-    encoded = bundle.encode(list(bundle.vocab.decode(example["items"])))
+    encoded = bundle.encode([item for item in bundle.vocab.decode(example["items"]) if item is not None])
     history = pad([encoded.history_ids], count=1, width=bundle.history_length)
     scores, rows = bundle.recommend(history, encoded.seen_ids[None, :])
 

@@ -107,8 +107,8 @@ def train(
     """Train `recipe` in `workdir`, going on from the newest whole checkpoint there.
 
     `initial` says where the parameters of a fresh run come from; `profile` is a range of steps to trace into
-    `workdir/profile`; `words` is the command line for the manifest; `devices` are used instead of all. Raises `TrainingError` when the loss is not a
-    number, `CheckpointError` when a checkpoint is of another model or vocabulary.
+    `workdir/profile`; `words` is the command line for the manifest; `devices` are used instead of all. Raises
+    `TrainingError` when the loss is not a number, `CheckpointError` when a checkpoint is of another model.
     """
     examples = ensure_prepared(recipe.mixture, cache)
     run = _Run(Assembly(recipe, examples, devices), workdir, profile)
@@ -220,7 +220,10 @@ class _Run:
             return
         epochs, speed = max(self.batches.epochs), self.pace.take(self.flops.total)
         written = {f"train/{name}": value for name, value in found.values.items()}
-        written |= {"train/learning_rate": float(self.learning_rate(found.step - 1)), "train/epochs": epochs}
+        written |= {
+            "train/learning_rate": float(np.asarray(self.learning_rate(found.step - 1))),
+            "train/epochs": epochs,
+        }
         writer.write(found.step, written | {f"time/{name}": value for name, value in speed.items()})
         shown = {"tokens/s": f"{speed.get('tokens_per_second', 0):,.0f}"}
         shown |= {"MFU": f"{speed['mfu']:.1%}"} if "mfu" in speed else {}
@@ -229,11 +232,11 @@ class _Run:
     def _evaluate(self, step: int, now: TrainState, writer: RunWriter) -> Mapping[str, float]:
         """Metrics of the validation split, with the averaged parameters where there are any."""
         ranked = self.evaluator(eval_params(now))
-        metric = self.recipe.checkpoints.metric
+        metric = self.recipe.best_metric()
         if metric not in ranked.values:
             raise ConfigError(
                 f"evaluation has no metric {metric!r}",
-                where="checkpoints.Checkpoints.metric",
+                where="checkpoint.Checkpoints.metric",
                 expected=", ".join(ranked.values),
             )
         self.progress.note(step, ranked.values[metric], self.recipe.checkpoints.mode)
@@ -245,7 +248,7 @@ class _Run:
 
     def _after_evaluation(self, now: TrainState, metrics: Mapping[str, float]) -> TrainState:
         """Tell an optimiser that switches how it goes."""
-        value = metrics[self.recipe.checkpoints.metric]
+        value = metrics[self.recipe.best_metric()]
         loss = -value if self.recipe.checkpoints.mode == "max" else value
         return dataclasses.replace(now, opt_state=switch.observe(self.recipe.optimizer, now.opt_state, loss))
 

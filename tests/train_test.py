@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from recjax.core.checkpoint import Checkpoints
-from recjax.core.errors import CheckpointError, TrainingError
+from recjax.core.errors import CheckpointError, MeshError, TrainingError
 from recjax.core.optim import Optimizer
 from recjax.core.sharding import MeshConfig
 from recjax.core.writer import read_metrics
@@ -28,7 +28,7 @@ from recjax.prepare import ensure_prepared
 from recjax.recipe import Assembly, Recipe
 from recjax.train import CHECKPOINTS, train
 
-SHARDINGS = [("data=8", "data"), ("data=8", "fsdp"), ("data=4,model=2", "fsdp_model"), ("data=2,model=4", "fsdp_model")]
+SHARDINGS = [("data=8", "data"), ("data=8", "fsdp"), ("data=4,model=2", "fsdp_model")]
 
 
 def losses(workdir: Path) -> dict[int, float]:
@@ -74,6 +74,11 @@ def test_no_step_gathers_a_table(tiny_recipe: Recipe, mesh: str, preset: str) ->
     assert not [shape for shape in gathers if str(assembly.vocab.num_rows) in shape.split(",")]
 
 
+def test_a_model_that_the_mesh_does_not_divide_is_refused(tiny_recipe: Recipe) -> None:
+    with pytest.raises(MeshError, match="heads"):
+        Assembly(on(tiny_recipe, "data=2,model=4", "fsdp_model"), ensure_prepared(tiny_recipe.mixture))
+
+
 def test_micro_batches_add_up_to_the_batch(tiny_recipe: Recipe) -> None:
     transformer = TransformerConfig(num_layers=2, width=16, num_heads=2)
     whole = on(dataclasses.replace(tiny_recipe, model=tiny_recipe.model.with_(transformer, 0.0)), "data=2")
@@ -108,7 +113,11 @@ def test_a_run_goes_on_with_fewer_devices(tiny_recipe: Recipe, tmp_path: Path) -
     """8 -> 4 -> 1 devices, tables and optimiser rows split differently each time."""
     recipe = dataclasses.replace(tiny_recipe, train_steps=9, log_every=1)
     train(on(recipe, "data=1"), tmp_path / "plain", devices=jax.devices()[:1])
-    for last, mesh, preset, count in ((3, "data=4,model=2", "fsdp_model", 8), (6, "data=4", "fsdp", 4), (9, "", "data", 1)):
+    for last, mesh, preset, count in (
+        (3, "data=4,model=2", "fsdp_model", 8),
+        (6, "data=4", "fsdp", 4),
+        (9, "", "data", 1),
+    ):
         part = dataclasses.replace(on(recipe, mesh, preset), train_steps=last)
         train(part, tmp_path / "moved", devices=jax.devices()[:count])
     plain, moved = losses(tmp_path / "plain"), losses(tmp_path / "moved")

@@ -241,6 +241,12 @@ class _Reader:
             for reference in self._references(binding.value):
                 name = _macro_name(reference)
                 if name is None:
+                    if not reference.evaluate and dataclasses.is_dataclass(reference.configurable.wrapped):
+                        raise ConfigError(
+                            f"{reference!r} is a class where an object of it is needed",
+                            where=binding.where,
+                            mend=f"write {reference!r}()",
+                        )
                     scopes.update(reference.scopes)
                     self.objects.setdefault(reference.configurable.selector, reference.configurable.wrapped)
                 else:

@@ -12,14 +12,19 @@ class RecjaxError(Exception):
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", mend: str = "") -> None:
         self.what, self.where, self.expected, self.mend = what, where, expected, mend
-        lines = [what]
-        if where:
-            lines.append(f"  where:    {where}")
-        if expected:
-            lines.append(f"  expected: {expected}")
-        if mend:
-            lines.append(f"  mend:     {mend}")
-        super().__init__("\n".join(lines))
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """Everything, a line each; without what libraries on the way (gin) append to an exception."""
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where:    {self.where}")
+        if self.expected:
+            lines.append(f"  expected: {self.expected}")
+        if self.mend:
+            lines.append(f"  mend:     {self.mend}")
+        return "\n".join(lines)
 
 
 class ConfigError(RecjaxError):

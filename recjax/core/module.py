@@ -31,7 +31,8 @@ def param(
     """A trainable array of `shape`, whose dimensions carry the logical names `axes`."""
     if len(shape) != len(axes):
         raise ValueError(f"{len(shape)} dimensions but {len(axes)} axis names: {shape}, {axes}")
-    return nnx.Param(init(rngs.params(), shape, dtype), **{_AXES: axes})
+    metadata: dict[str, Any] = {_AXES: axes}
+    return nnx.Param(init(rngs.params(), shape, dtype), **metadata)
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -104,7 +105,7 @@ def _to_dict(state: Any, read: Callable[[Any], Any]) -> Params:
     """A nested dict with `read(variable)` at every variable of `state`."""
     out: Params = {}
     for path, variable in nnx.to_flat_state(state):
-        node = out
+        node: Any = out
         for part in path[:-1]:
             node = node.setdefault(part, {})
         node[path[-1]] = read(variable)

@@ -61,7 +61,7 @@ def make_train_step(
                 functools.partial(gradients_of, state.params), batch, const, weights, key, accumulate
             )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in sums.items()}
         tokens = weights[objectives[0].name]
         metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradients), "tokens": tokens}

@@ -39,9 +39,10 @@ class Feed:
 
     A window has at most `history_length` inputs and as many targets. `history` says which windows of a user are
     trained on: "last" the newest one, "chunk" consecutive ones so that every target counts once an epoch, "tile" the
-    same with cuts that move every epoch, "random" one with a new end each epoch. With `pack` several windows share a row, without it each has its own. `block` is the
-    number of windows packed at a time (0: chosen from the data). `times` adds `history_time`. `prefetch` batches are
-    made ahead in a thread. Examples larger than `memory_gib` are read from disk.
+    same with cuts that move every epoch, "random" one with a new end each epoch. With `pack` several windows share a
+    row, without it each has its own. `block` is the number of windows packed at a time (0: chosen from the data).
+    `times` adds `history_time`. `prefetch` batches are made ahead in a thread. Examples larger than `memory_gib` are
+    read from disk.
     """
 
     batch_size: int

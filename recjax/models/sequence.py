@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
+from recjax.core.errors import ConfigError
 from recjax.core.flops import TokenFlops, per_token
 from recjax.core.module import Module, Params, Rngs, param
 from recjax.core.sharding import constrain
@@ -24,9 +25,10 @@ from recjax.nn.transformer import INIT_STD, Transformer, TransformerConfig
 class Sequence(Module):
     """Causal model of item histories; packed and padded rows alike.
 
-    `max_length` is the number of learned positions, counted within an example. `scale_embedding` multiplies item
-    vectors by sqrt(width) before positions are added (SASRec). `normalize` scores by cosine: `hidden` and `table` come as
-    unit vectors, in training, evaluation and bundle alike; an objective then wants a temperature.
+    `max_length` is the number of learned positions, counted within an example; the attribute is None where positions
+    are not learned. `scale_embedding` multiplies item vectors by sqrt(width) before positions are added (SASRec).
+    `normalize` scores by cosine: `hidden` and `table` come as unit vectors, in training, evaluation and bundle alike;
+    an objective then wants a temperature.
     """
 
     def __init__(
@@ -40,13 +42,19 @@ class Sequence(Module):
         normalize: bool = False,
         rngs: Rngs,
     ) -> None:
+        if not 0 <= embedding_dropout < 1 or max_length < 1:
+            raise ConfigError(
+                f"Sequence.embedding_dropout = {embedding_dropout}, max_length = {max_length}",
+                expected="a rate in [0, 1) and a length of at least 1",
+            )
         c = self.config = transformer
-        self.max_length, self.embedding_dropout, self.scale_embedding = max_length, embedding_dropout, scale_embedding
+        self.embedding_dropout, self.scale_embedding = embedding_dropout, scale_embedding
         self.normalize = normalize
         normal = nnx.initializers.normal(INIT_STD)
         self.table = param(rngs, (num_rows, c.width), ("items", None), normal)
         self.head = None if c.tied_head else param(rngs, (num_rows, c.width), ("items", None), normal)
         learned = c.position in ("learned", "learned_rotary")
+        self.max_length = max_length if learned else None
         self.position = param(rngs, (max_length, c.width), (None, "embed"), normal) if learned else None
         self.transformer = Transformer(c, rngs=rngs)
 

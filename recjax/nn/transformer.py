@@ -64,6 +64,10 @@ class TransformerConfig:
                 raise ConfigError(
                     f"TransformerConfig.{field.name} = {getattr(self, field.name)!r}", expected=f"one of {choices}"
                 )
+        for name in ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_width"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ConfigError(f"TransformerConfig.{name} = {size}", expected="at least 1")
         if self.num_heads % self.kv_heads:
             raise ConfigError(
                 f"TransformerConfig: {self.num_heads} heads cannot share {self.kv_heads} key heads",
