@@ -64,10 +64,23 @@ def make_train_step(
         params: Any = optax.apply_updates(state.params, updates)
         metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in sums.items()}
         tokens = weights[objectives[0].name]
-        metrics |= {"loss": loss, "grad_norm": optax.global_norm(gradients), "tokens": tokens}
+        metrics |= {"loss": loss, "grad_norm": _norm(gradients), "tokens": tokens}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step
+
+
+def _norm(tree: Params) -> jax.Array:
+    """Euclidean norm of all leaves together.
+
+    A large matrix is first summed along its rows: one sum over everything would write the squares to memory.
+    """
+
+    def squared(x: jax.Array) -> jax.Array:
+        rows = jnp.square(x.astype(jnp.float32)).sum(-1) if x.ndim > 1 else jnp.square(x)
+        return jax.lax.optimization_barrier(rows).sum()
+
+    return jnp.sqrt(sum(map(squared, jax.tree.leaves(tree)), jnp.float32(0)))
 
 
 def _accumulated(

@@ -1,0 +1,59 @@
+"""Taking rows of a split table equals taking them of a whole one, and never gathers it."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recjax.core.rows import take_rows
+from recjax.core.sharding import MeshConfig, make_mesh
+
+MESHES = [
+    ("data=8", "data"),
+    ("data=8", "fsdp"),
+    ("replica=2,data=4", "fsdp"),
+    ("data=4,model=2", "fsdp_model"),
+    ("replica=2,data=2,model=2", "fsdp_model"),
+]
+V, D = 64, 4
+
+
+def _loss(table: jax.Array, index: jax.Array, shared: jax.Array) -> jax.Array:
+    """A table read three times: by the batch, by an index all devices share, and as a whole."""
+    rows, table = take_rows(table, index)
+    few, table = take_rows(table, shared, by_batch=False)
+    return (jnp.sin(rows) * few.sum()).sum() + jnp.square(table).sum()
+
+
+def _plain(table: jax.Array, index: jax.Array, shared: jax.Array) -> jax.Array:
+    return (jnp.sin(table[index]) * table[shared].sum()).sum() + jnp.square(table).sum()
+
+
+def _inputs(columns: int) -> tuple[np.ndarray, ...]:
+    draw = np.random.default_rng(columns)
+    table = draw.normal(size=(V, D)).astype(np.float32)
+    return table, draw.integers(0, V, (8, columns)).astype(np.int32), draw.integers(0, V, 5).astype(np.int32)
+
+
+def test_one_device_equals_plain_indexing() -> None:
+    inputs = tuple(map(jnp.asarray, _inputs(6)))
+    got, want = (jax.value_and_grad(f)(*inputs) for f in (_loss, _plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
+
+
+@pytest.mark.parametrize(("shape", "preset"), MESHES)
+@pytest.mark.parametrize("columns", [2, 40], ids=["few rows", "many rows"])
+def test_split_equals_whole_and_gathers_no_table(shape: str, preset: str, columns: int) -> None:
+    table, index, shared = _inputs(columns)
+    want = jax.value_and_grad(_plain)(*map(jnp.asarray, (table, index, shared)))
+    mesh = make_mesh(MeshConfig(shape=shape, preset=preset))
+    names = (("items", None), ("batch", None), (None,))
+    with mesh.activate():
+        inputs = [jax.device_put(x, mesh.sharding(n)) for x, n in zip((table, index, shared), names, strict=True)]
+        compiled = jax.jit(jax.value_and_grad(_loss)).lower(*inputs).compile()
+        got = compiled(*inputs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", compiled.as_text())
+    assert not [s for s in gathered if s.split(",")[0] == str(V) and len(s.split(",")) == 2]
