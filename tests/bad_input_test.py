@@ -383,6 +383,48 @@ CONFIG = [
     ),
     Case("a batch is empty", train.main, training("--gin.BATCH_SIZE=0"), ("batch_size = 0", "at least 1"), ConfigError),
     Case(
+        "a seed is too large",
+        train.main,
+        training("--gin.SEED=9999999999"),
+        ("seed = 9999999999", "from 0"),
+        ConfigError,
+    ),
+    Case(
+        "a size is zero",
+        train.main,
+        training("--gin.transformer.TransformerConfig.width=0"),
+        ("TransformerConfig.width = 0", "at least 1"),
+        ConfigError,
+    ),
+    Case(
+        "dropout is certain",
+        train.main,
+        training("--gin.sequence.Sequence.embedding_dropout=1.0"),
+        ("embedding_dropout = 1.0", "[0, 1)"),
+        ConfigError,
+    ),
+    Case(
+        "positions do not reach",
+        train.main,
+        training("--gin.sequence.Sequence.max_length=8"),
+        ("positions for 8 events and is fed 16", "mend:"),
+        ConfigError,
+    ),
+    Case(
+        "a metric is misspelt",
+        train.main,
+        training("--gin.checkpoint.Checkpoints.metric='ndgc@10'"),
+        ("no metric 'ndgc@10'", "did you mean ndcg@10?"),
+        ConfigError,
+    ),
+    Case(
+        "an object is not made",
+        train.main,
+        training("--gin.recipe.Recipe.feed=@pipeline.Feed"),
+        ("@pipeline.Feed is a class", "write @pipeline.Feed()"),
+        ConfigError,
+    ),
+    Case(
         "a batch cannot be divided",
         train.main,
         training("--gin.BATCH_SIZE=12"),
@@ -519,6 +561,13 @@ RUNS = [
         ExamplesError,
     ),
     Case(
+        "counts are altered",
+        train.main,
+        of_run(change=lambda place: flip(shard(place).parent / "item_count.npy")),
+        ("item_count.npy was altered", "mend:"),
+        ExamplesError,
+    ),
+    Case(
         "a shard is missing",
         train.main,
         of_run(change=lambda place: shard(place).unlink()),
@@ -588,7 +637,7 @@ def test_a_mistake_is_one_message_and_harms_nothing(
     [error] = raised
     said = capsys.readouterr().err
     assert isinstance(error, case.error), repr(error)
-    assert said == f"recjax: {error}\n"  # and so no traceback and no progress
+    assert said == f"recjax: {error.message}\n"  # and so no traceback and no progress
     assert "\n  expected: " in said or "\n  mend:     " in said
     for word in case.says:
         assert word in said

@@ -25,7 +25,7 @@ from gin import config as gin_config
 from gin import config_parser
 
 from recjax.core.errors import ConfigError, RecjaxError
-from recjax.core.fits import describe, fits, hints_of, parameters_of
+from recjax.core.fits import describe, fits, hints_of, parameters_of, takes_classes
 from recjax.core.flags import Flags, did_you_mean, find_file, parse_argv, recipe_files
 from recjax.core.names import DYNAMIC, Mistake, Names
 
@@ -241,12 +241,6 @@ class _Reader:
             for reference in self._references(binding.value):
                 name = _macro_name(reference)
                 if name is None:
-                    if not reference.evaluate and dataclasses.is_dataclass(reference.configurable.wrapped):
-                        raise ConfigError(
-                            f"{reference!r} is a class where an object of it is needed",
-                            where=binding.where,
-                            mend=f"write {reference!r}()",
-                        )
                     scopes.update(reference.scopes)
                     self.objects.setdefault(reference.configurable.selector, reference.configurable.wrapped)
                 else:
@@ -326,6 +320,12 @@ class _Reader:
         if not fits(value, hint):
             name = ".".join([*full.split(".")[-2:], parameter])
             raise ConfigError(f"{name} = {value!r}", where=binding.where, expected=describe(hint))
+        for reference in gin_config.iterate_references([value]):
+            if _macro_name(reference) or reference.evaluate or takes_classes(hint):
+                continue
+            if dataclasses.is_dataclass(reference.configurable.wrapped):
+                what = f"{reference!r} is a class where an object of it is needed"
+                raise ConfigError(what, where=binding.where, mend=f"write {reference!r}()")
 
 
 def _readable(error: Exception, where: str) -> ConfigError:

@@ -65,6 +65,15 @@ def fits(value: Any, hint: Any) -> bool:
     return True
 
 
+def takes_classes(hint: Any) -> bool:
+    """Whether a class itself, not an object of it, may be bound here, alone or in a list."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType, tuple, list, collections.abc.Sequence, collections.abc.Iterable):
+        return any(takes_classes(option) for option in arguments if option is not ...)
+    kind = origin or hint
+    return not inspect.isclass(kind) or kind in (Any, object, type, collections.abc.Callable)
+
+
 def describe(hint: Any) -> str:
     """An annotation as a user would say it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

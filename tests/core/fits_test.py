@@ -83,6 +83,13 @@ def test_what_is_no_literal_is_never_judged() -> None:
     assert fits.fits(3, Shape)
 
 
+def test_classes_fit_where_something_is_called_or_nothing_is_said() -> None:
+    for hint in (Callable[..., Thing], Callable[..., Thing] | None, type, type[Thing], Any, list[Callable[[], int]]):
+        assert fits.takes_classes(hint), hint
+    for hint in (Thing, Thing | None, Sequence[Thing], tuple[Thing, ...], Shape, int):
+        assert not fits.takes_classes(hint), hint
+
+
 def test_parameters_of_classes_functions_and_open_signatures() -> None:
     def open_ended(a: int, **rest: int) -> None: ...
 
