@@ -1,0 +1,64 @@
+"""A recipe from data to report, in its tiny mode: what is left behind, and that it agrees with itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recjax import cli, run
+from recjax.serve.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_gin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("run") / "tiny"
+    assert cli.run(run.main, [f"--gin_file={tiny_gin}", f"--workdir={workdir}", "--seeds=0,1"]) == 0
+    return workdir
+
+
+def test_a_run_leaves_report_plots_metrics_and_bundle(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {"report.md", "metrics.json", "training.png", "systems.png", "buckets.png", "bundle"} <= names
+    report = (finished / "report.md").read_text()
+    assert "Simulated data" in report and "item_graph" in report and "recjax run" in report
+    assert Bundle(finished / "bundle").manifest["step"] == 2
+
+
+def test_values_are_means_over_seeds(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    each = [json.loads((finished / f"seed{s}" / "test" / "metrics.json").read_text()) for s in (0, 1)]
+    assert metrics["protocol"]["seeds"]["recipe"] == [0, 1]
+    for name, value in metrics["rows"]["model"].items():
+        np.testing.assert_allclose(value, np.mean([m["rows"]["model"][name] for m in each]), rtol=1e-12)
+    assert each[0]["rows"]["model"] != each[1]["rows"]["model"]
+    assert metrics["rows"]["popularity"] == each[0]["rows"]["popularity"]
+
+
+def test_a_finished_run_is_not_trained_again(
+    finished: Path, tiny_gin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curve = (finished / "seed0" / "metrics.jsonl").read_bytes()
+    assert cli.run(run.main, [f"--gin_file={tiny_gin}", f"--workdir={finished}", "--seeds=0,1"]) == 0
+    assert (finished / "seed0" / "metrics.jsonl").read_bytes() == curve
+    shown = capsys.readouterr().out
+    assert "1. " in shown and "3. " in shown and str(finished / "report.md") in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds=0,0", "quickstart"], "--seeds"),
+        (["--seeds=x", "quickstart"], "--seeds"),
+        (["quickstart", "--gin.SEED=3"], "--seeds"),
+        ([], "which recipe"),
+        (["quickstar"], "quickstart"),
+    ],
+)
+def test_a_command_that_cannot_be_run_says_why(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(run.main, words) == 2
+    assert message in capsys.readouterr().err
