@@ -1,0 +1,125 @@
+"""Every recipe that is shipped: its header, its macros, that all it says has an effect, and that it trains."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from recjax import command
+from recjax.cli import VERBS
+from recjax.core import config
+from recjax.core.errors import ConfigError
+from recjax.core.flags import Flags, all_recipe_files, config_root, recipe_files
+from recjax.core.module import Functional
+from recjax.core.writer import read_metrics
+from recjax.data.examples import Examples
+from recjax.list import read_header
+from recjax.models.sequence import count_parameters
+from recjax.recipe import Assembly, Recipe
+from recjax.tasks.cache import place_of
+from recjax.train import train
+
+TINY = config_root() / "run" / "tiny.gin"
+SHARDED = ("MESH='data=4,model=2'", "SHARDING='fsdp_model'")
+# Non-embedding parameters of the sizes in Zhang et al. 2024, table 1.
+SIZES = {
+    "lsrm_98k": 98_304,
+    "lsrm_786k": 786_432,
+    "lsrm_1m6": 1_572_864,
+    "lsrm_9m4": 9_437_184,
+    "lsrm_75m": 75_497_472,
+    "lsrm_829m": 829_440_000,
+}
+
+every_stage = pytest.mark.parametrize("stage", all_recipe_files(), ids=lambda path: f"{path.parent.name}-{path.stem}")
+
+
+def build(stage: Path, *more: Path, bindings: tuple[str, ...] = ()) -> Recipe:
+    return command.load(Flags(gin_files=tuple(map(str, (stage, *more))), bindings=bindings))[0]
+
+
+@pytest.fixture
+def examples(prepare_here: Callable[..., None]) -> Callable[[Recipe], list[Examples]]:
+    """The examples of a tiny recipe, made without TensorFlow."""
+
+    def make(recipe: Recipe) -> list[Examples]:
+        for task in recipe.mixture.tasks:
+            prepare_here(task)
+        return [Examples.open(place_of(task).path) for task in recipe.mixture.tasks]
+
+    return make
+
+
+@every_stage
+def test_the_header_says_what_to_expect_and_its_command_runs_it(stage: Path) -> None:
+    header = read_header(stage)
+    assert header.title and header.paper and header.data and header.expected
+    assert header.cost or not header.measured  # what was measured took a known time
+    program, verb, name, *flags = shlex.split(header.command)
+    assert program == "recjax" and verb in VERBS and stage in recipe_files(name)
+    assert all(flag.startswith("--") for flag in flags)
+
+
+@every_stage
+def test_all_macros_are_taken_and_no_other(stage: Path) -> None:
+    given = {
+        "DATA_DIR": "/somewhere",
+        "SEED": 7,
+        "TRAIN_STEPS": 12_345,
+        "BATCH_SIZE": 48,
+        "LEARNING_RATE": 0.0625,
+        "MESH": "data=2,model=4",
+        "SHARDING": "fsdp_model",
+    }
+    recipe = build(stage, bindings=tuple(f"{name}={value!r}" for name, value in given.items()))
+    assert {task.data.path for task in recipe.mixture.tasks} == {"/somewhere"}
+    assert (recipe.seed, recipe.train_steps, recipe.feed.batch_size) == (7, 12_345, 48)
+    assert recipe.optimizer.learning_rate == 0.0625
+    assert (recipe.mesh.shape, recipe.mesh.preset) == ("data=2,model=4", "fsdp_model")
+    assert recipe.name == stage.parent.name
+    with pytest.raises(ConfigError, match="macro STEPS is set but nothing uses it"):
+        build(stage, bindings=("STEPS=3",))
+
+
+def bound(text: str) -> set[str]:
+    """The macros and parameters that gin text binds."""
+    return set(re.findall(r"^([\w./]+) = ", text, re.MULTILINE))
+
+
+@every_stage
+def test_every_binding_has_an_effect(stage: Path) -> None:
+    """gin lets a class be bound that nothing ever builds."""
+    recipe = build(stage)
+    assert not config.unused()
+    model = Functional(lambda rngs: recipe.model(num_rows=128, rngs=rngs))
+    jax.eval_shape(model.init, jax.random.key(0))  # the model is built late, and its parts with it
+    said = config.snapshot()
+    assert bound(said.config) and bound(said.config) - bound(said.operative) == set()
+
+
+@every_stage
+def test_it_trains_sharded_in_its_tiny_mode(stage: Path, examples: Callable, tmp_path: Path) -> None:
+    recipe = build(stage, TINY, bindings=SHARDED)
+    assert recipe.train_steps == 2
+    examples(recipe)
+    outcome = train(recipe, tmp_path)
+    losses = [r["train/loss"] for r in read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in r]
+    assert outcome.step == len(losses) == 2 and all(map(math.isfinite, losses))
+    assert outcome.best is not None and math.isfinite(outcome.best)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (config_root() / "model").glob("*.gin")))
+def test_a_published_size_has_the_published_number_of_parameters(name: str, examples: Callable) -> None:
+    path = config_root() / "model" / f"{name}.gin"
+    assert f"N = 12 n d^2 = {SIZES[name]:,} outside the tables" in path.read_text()
+    [sasrec] = recipe_files("sasrec")
+    recipe = build(sasrec, TINY, path, bindings=SHARDED)
+    params: Any = Assembly(recipe, examples(recipe)).abstract_state().params
+    assert count_parameters(params)["backbone"] == SIZES[name]
