@@ -21,7 +21,7 @@ from recjax.losses import softmax_by_items, softmax_by_positions
 from recjax.losses.objective import LossSum, Objective, Tree, find
 
 # Logits held at once, in elements: what fits the cache of a CPU core, and what keeps an accelerator busy.
-CHUNK = {"positions": {"cpu": 2**19}, "items": {"cpu": 2**22}}
+CHUNK = {"positions": {"cpu": 2**19}, "items": {"cpu": 2**20}}
 CHUNK_OTHERWISE = 2**27
 # Up to this many rows on a device, chunks of positions are both fast and small.
 MOST_ROWS_BY_POSITIONS = 2**17
