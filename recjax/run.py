@@ -165,7 +165,8 @@ def recommend_to_someone(bundle: Bundle, examples: Examples, user_index: int, k:
     def word(row: int) -> str:
         return bundle.titles[row] or str(bundle.vocab.decode([row])[0])
 
-    lines = [f"User {examples.user_ids()[user_index]}, who last had {', '.join(map(word, example['items'][-3:].tolist()))}:"]
+    had = ", ".join(map(word, example["items"][-3:].tolist()))
+    lines = [f"User {examples.user_ids()[user_index]}, who last had {had}:"]
     lines += [f"  {i + 1}. {word(int(rows[0, i]))} (score {scores[0, i]:.2f})" for i in range(k)]
     return lines
 

@@ -323,7 +323,8 @@ class _Reader:
         for reference in gin_config.iterate_references([value]):
             if _macro_name(reference) or reference.evaluate or takes_classes(hint):
                 continue
-            if dataclasses.is_dataclass(reference.configurable.wrapped):
+            configurable: Any = reference.configurable
+            if dataclasses.is_dataclass(configurable.wrapped):
                 what = f"{reference!r} is a class where an object of it is needed"
                 raise ConfigError(what, where=binding.where, mend=f"write {reference!r}()")
 
