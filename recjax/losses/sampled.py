@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float
 from recjax.core.rows import take_rows
 from recjax.losses.negatives import Sampler, Share, catalogue_weights, draw_rows, log_chance
 from recjax.losses.objective import LossSum, Objective, Tree, find
-from recjax.losses.softmax import unit
 
 EXCLUDED = np.float32(-1e30)
 
@@ -39,7 +38,7 @@ class SampledObjective(Objective):
 
     `sampler`: `uniform` over the catalogue, `popularity` (training count to the `power`) or `in_batch` (targets of
     the batch). `share`: one draw for the `batch` (of each micro-batch), for each `row` of it, or for each `position`.
-    `normalize` takes cosines instead of dot products; logits are divided by `temperature`.
+    Logits are divided by `temperature`.
     """
 
     hidden: str = "out.hidden"
@@ -52,7 +51,6 @@ class SampledObjective(Objective):
     power: float = 1.0
     share: Share = "batch"
     temperature: float = 1.0
-    normalize: bool = False
 
     def __call__(self, out: Tree, batch: Tree, const: Tree, key: jax.Array) -> LossSum:
         """Sum of `position_loss` with `weight`."""
@@ -77,8 +75,6 @@ class SampledObjective(Objective):
             negatives = draw_rows(key, shape, weights)
         target_rows, table = take_rows(table, targets)
         negative_rows, _ = take_rows(table, negatives, by_batch=self.share != "batch")
-        if self.normalize:
-            hidden, target_rows, negative_rows = unit(hidden), unit(target_rows), unit(negative_rows)
         hidden = hidden / self.temperature
         target = jnp.einsum("bld,bld->bl", hidden.astype(jnp.float32), target_rows)
         negative = _negative_logits(hidden, negative_rows.astype(hidden.dtype))

@@ -33,9 +33,8 @@ Method = Literal["auto", "positions", "items"]
 class CatalogueSoftmax(Objective):
     """-log softmax(hidden . table / temperature)[target] over the valid catalogue rows, summed with `weight`.
 
-    `normalize` takes cosines instead of dot products. `z_loss` adds that many times logsumexp^2 (PaLM, Chowdhery et
-    al. 2022, section 5). The metric `nll` is the loss without it. `method` and `chunk` (logits held at once, in
-    elements) override the choice by size.
+    `z_loss` adds that many times logsumexp^2 (PaLM, Chowdhery et al. 2022, section 5). The metric `nll` is the loss
+    without it. `method` and `chunk` (logits held at once, in elements) override the choice by size.
     """
 
     hidden: str = "out.hidden"
@@ -43,7 +42,6 @@ class CatalogueSoftmax(Objective):
     targets: str = "batch.target_ids"
     valid: str = "const.item_valid"
     temperature: float = 1.0
-    normalize: bool = False
     z_loss: float = 0.0
     method: Method = "auto"
     chunk: int | None = None
@@ -52,8 +50,6 @@ class CatalogueSoftmax(Objective):
         """Draws nothing; `key` is not used."""
         get = functools.partial(find, out=out, batch=batch, const=const)
         hidden, table, weight = get(self.hidden), get(self.table), get(self.weight)
-        if self.normalize:
-            hidden, table = unit(hidden), unit(table)
         total, nll = catalogue_softmax(
             hidden / self.temperature,
             table,
@@ -66,12 +62,6 @@ class CatalogueSoftmax(Objective):
         )
         weight_sum = weight.sum()
         return LossSum(total, weight_sum, {"nll": (nll, weight_sum)})
-
-
-def unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-    """Vectors of length one; zero stays zero."""
-    x32 = x.astype(jnp.float32)
-    return (x32 * jax.lax.rsqrt(jnp.square(x32).sum(-1, keepdims=True) + 1e-12)).astype(x.dtype)
 
 
 def catalogue_softmax(

@@ -87,7 +87,7 @@ def test_partition_function_is_estimated_without_bias(sampler: str) -> None:
 @pytest.mark.parametrize("sampler", ["uniform", "in_batch"])
 def test_many_devices_equal_one(share: str, sampler: str) -> None:
     out, batch = _inputs()
-    objective = SampledSoftmax(num_negatives=16, sampler=sampler, share=share, normalize=True, temperature=0.2)
+    objective = SampledSoftmax(num_negatives=16, sampler=sampler, share=share, temperature=0.2)
 
     @functools.partial(jax.value_and_grad, has_aux=False)
     def loss(out, batch):

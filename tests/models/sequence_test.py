@@ -120,3 +120,18 @@ def test_backbone_is_twelve_n_d_squared(layers: int, width: int, heads: int, bac
     assert counts["embedding"] == ROWS * width and counts["position"] == 12 * width
     # Four projections and two products with biases, two norms with scale and bias; and the final norm.
     assert counts["norm_bias"] == layers * ((4 + 4 + 1) * width + 4 * width) + 2 * width
+
+
+def test_normalised_scores_are_cosines() -> None:
+    """`normalize` gives unit vectors with the same directions, in training and evaluation alike."""
+    config = TransformerConfig(num_layers=1, width=16, num_heads=2)
+    plain = Functional(functools.partial(Sequence, num_rows=128, transformer=config, max_length=8))
+    unit = Functional(functools.partial(Sequence, num_rows=128, transformer=config, max_length=8, normalize=True))
+    params = plain.init(jax.random.key(0))
+    batch = _batch([[5, 6, 7, 8], [9, 10, 11]])
+    for train in (False, True):
+        a = plain.apply(params, batch, train=train, key=None)
+        b = unit.apply(params, batch, train=train, key=None)
+        for name in ("hidden", "table"):
+            expected = a[name] / np.maximum(np.linalg.norm(a[name], axis=-1, keepdims=True), 1e-6)
+            np.testing.assert_allclose(b[name], expected, atol=1e-5)
