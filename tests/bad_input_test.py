@@ -315,6 +315,8 @@ CASES = [
     of_run("there is no checkpoint", evaluate.main, lambda place: shutil.rmtree(place.run / "checkpoints"), "",
            CheckpointError, "no checkpoint", "run/checkpoints", "one of: none"),
     of_run("there is no such step", export.main, NOTHING, "--step=7 --out=ROOT/new", CheckpointError, "7", "1, 2"),
+    of_run("there is no such metric", export.main, NOTHING, "--checkpoint=max:recall --out=ROOT/new", CheckpointError,
+           "'max:recall'", "ndcg@10", "recall@10"),
     of_run("the run has lost its config", evaluate.main, lambda place: (place.run / command.CONFIG).unlink(), "",
            ConfigError, "no recipe is given", "no config.gin in", "--gin_file=FILE"),
     of_run("there is no run", evaluate.main, NOTHING, "--workdir=ROOT/nowhere", ConfigError, "no config.gin in"),

@@ -250,8 +250,11 @@ def read_checkpoint(directory: str | os.PathLike[str], step: int | str, read: Ca
     path = Path(directory).absolute()
     found = _first_whole(path, _choose(path, step), read, put_aside=False)
     if found is None:
-        known = ", ".join(map(str, saved.steps(path))) or "none"
-        raise CheckpointError(f"there is no checkpoint {step!r}", where=str(path), expected=f"one of: {known}")
+        known: list[Any] = saved.steps(path)
+        if isinstance(step, str) and ":" in step:
+            known = sorted({metric for metrics in _metrics(path).values() for metric in metrics})
+        names = ", ".join(map(str, known)) or "none"
+        raise CheckpointError(f"there is no checkpoint {step!r}", where=str(path), expected=f"one of: {names}")
     return found
 
 
