@@ -97,7 +97,7 @@ def tiny_recipe(recjax_cache: Path) -> Any:
         def with_(self, transformer: TransformerConfig, dropout: float) -> Model:
             return Model(Sequence, transformer=transformer, max_length=16, embedding_dropout=dropout)
 
-    transformer = TransformerConfig(num_layers=2, width=16, num_heads=2, num_kv_heads=2, dropout=0.2)
+    transformer = TransformerConfig(num_layers=2, width=16, num_heads=2, dropout=0.2)
     task = NextItem(data=DataDir(simulate=World(num_events=3000)))
     prepare_plainly(task)
     return Recipe(
