@@ -233,12 +233,6 @@ class _Run:
         """Metrics of the validation split, with the averaged parameters where there are any."""
         ranked = self.evaluator(eval_params(now))
         metric = self.recipe.best_metric()
-        if metric not in ranked.values:
-            raise ConfigError(
-                f"evaluation has no metric {metric!r}",
-                where="checkpoint.Checkpoints.metric",
-                expected=", ".join(ranked.values),
-            )
         self.progress.note(step, ranked.values[metric], self.recipe.checkpoints.mode)
         writer.write(step, {f"valid/{name}": value for name, value in ranked.values.items()})
         line = ", ".join(f"{name} {value:.4f}" for name, value in ranked.values.items() if name.endswith("@10"))
