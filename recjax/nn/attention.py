@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from recjax.nn.dropout import Rate, is_zero, keep_mask, seed_words
+from recjax.nn.linear import transposed
 
 NEGATIVE = np.float32(-1e30)
 # Queries per block. Small enough to skip most of what causality forbids, large enough for efficient products.
@@ -126,18 +127,20 @@ def _backward(plan: _Plan, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
     d_out = d_out.astype(jnp.float32) / sums
     inner = jnp.einsum("bgrqk,bgrqk->bgrq", d_out, out.astype(jnp.float32))[..., None]
     d_out = (d_out / (1 - rate)).astype(v.dtype)
-    d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    d_q, d_k = [], jnp.zeros(k.swapaxes(2, 3).shape, jnp.float32)
+    d_v = d_k
     for (start, stop), exps in zip(plan.edges, exponentials, strict=True):
         d_rows = _rows(d_out, start, stop)
         d_weights = _product("bgqk,bgsk->bgqs", d_rows, v[..., :stop, :])
         d_weights = _drop(plan, d_weights, rate, seed, start)
         d_scores = (exps * (d_weights - _rows(inner, start, stop))).astype(v.dtype)
         kept = _drop(plan, exps, rate, seed, start)
-        d_v = d_v.at[..., :stop, :].add(_product("bgqs,bgqk->bgsk", kept, d_rows))
-        d_k = d_k.at[..., :stop, :].add(_product("bgqs,bgqk->bgsk", d_scores, _rows(q, start, stop)))
+        d_v = d_v.at[..., :stop].add(_product("bgkq,bgqs->bgks", transposed(d_rows), kept))
+        d_k = d_k.at[..., :stop].add(_product("bgkq,bgqs->bgks", transposed(_rows(q, start, stop)), d_scores))
         d_block = _product("bgqs,bgsk->bgqk", d_scores, k[..., :stop, :])
         d_q.append(d_block.reshape(*q.shape[:3], stop - start, -1))
-    return jnp.concatenate(d_q, axis=3).astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
+    d_k, d_v = (x.swapaxes(2, 3).astype(v.dtype) for x in (d_k, d_v))
+    return jnp.concatenate(d_q, axis=3).astype(q.dtype), d_k, d_v, None, None, None
 
 
 _attend.defvjp(_forward, _backward)

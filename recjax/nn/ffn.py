@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recjax.core.module import Initializer, Module, Rngs, param
+from recjax.nn.linear import linear
 
 FfnKind = Literal["relu", "gelu", "gelu_tanh", "gated_gelu", "swiglu"]
 
@@ -51,9 +52,7 @@ class FeedForward(Module):
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """Computes in the dtype of `x`."""
         act = ACTIVATIONS[self.kind]
-        inner = x @ self.inner.astype(x.dtype)
-        if self.inner_bias is not None:
-            inner = inner + self.inner_bias.astype(x.dtype)[None, None]
-        inner = act(inner) if self.gate is None else act(x @ self.gate.astype(x.dtype)) * inner
-        out = inner @ self.outer.astype(x.dtype)
-        return out if self.outer_bias is None else out + self.outer_bias.astype(x.dtype)[None, None]
+        bias = None if self.inner_bias is None else self.inner_bias[...]
+        inner = linear(x, self.inner[...], bias)
+        inner = act(inner) if self.gate is None else act(linear(x, self.gate[...], None)) * inner
+        return linear(inner, self.outer[...], None if self.outer_bias is None else self.outer_bias[...])

@@ -20,6 +20,7 @@ from recjax.core.sharding import active, constrain
 from recjax.nn.attention import attend, attend_library
 from recjax.nn.dropout import LayerwiseDropout, dropout
 from recjax.nn.ffn import ACTIVATIONS, FeedForward, FfnKind
+from recjax.nn.linear import linear
 from recjax.nn.norm import Norm, NormKind
 from recjax.nn.rotary import rotary
 
@@ -158,26 +159,25 @@ class Attention(Module):
             out = attend_library(q, k, v, segments)
         else:
             out = attend(q, k, v, segments, dropout=rate, key=key)
-        out = jnp.einsum("blhk,hkd->bld", out, self.out.astype(x.dtype))
-        return out + self.out_bias.astype(x.dtype)[None, None] if c.bias else out
+        out = out.reshape(*x.shape[:2], -1)
+        return linear(out, self.out[...].reshape(-1, c.width), self.out_bias[...] if c.bias else None)
 
     def _project(self, x: jax.Array) -> list[jax.Array]:
         """Queries, keys and values [b, l, heads, k]; one product unless the heads lie on several devices."""
         weights = [w[...] for w in (self.query, self.key, self.value)]
-        biases = [b[...] for b in (self.query_bias, self.key_bias, self.value_bias)] if self.config.bias else None
+        biases = [b[...] for b in (self.query_bias, self.key_bias, self.value_bias)] if self.config.bias else []
         mesh = active()
         if mesh is not None and mesh.size_of("heads") > 1:
-            return _linear(x, weights, biases)
+            return [_heads(x, w, b) for w, b in zip(weights, biases or (None,) * 3, strict=True)]
         ends = (self.config.num_heads, self.config.num_heads + self.config.kv_heads)
-        (y,) = _linear(x, [jnp.concatenate(weights, axis=1)], biases and [jnp.concatenate(biases)])
+        y = _heads(x, jnp.concatenate(weights, axis=1), jnp.concatenate(biases) if biases else None)
         return jnp.split(y, ends, axis=2)
 
 
-def _linear(x: jax.Array, weights: list[jax.Array], biases: list[jax.Array] | None) -> list[jax.Array]:
-    outs = [jnp.einsum("bld,dhk->blhk", x, w.astype(x.dtype)) for w in weights]
-    if biases is None:
-        return outs
-    return [y + b.astype(x.dtype)[None, None] for y, b in zip(outs, biases, strict=True)]
+def _heads(x: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """[b, l, h, k] from weights [d, h, k]."""
+    flat = linear(x, weight.reshape(x.shape[-1], -1), None if bias is None else bias.reshape(-1))
+    return flat.reshape(*x.shape[:2], *weight.shape[1:])
 
 
 class Block(Module):
