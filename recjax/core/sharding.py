@@ -112,6 +112,12 @@ def active() -> Mesh | None:
     return _ACTIVE.get()
 
 
+def platform() -> str:
+    """Kind of device ("cpu", "gpu", "tpu") that the code being traced will run on."""
+    mesh = active()
+    return jax.default_backend() if mesh is None else mesh.devices.devices.flat[0].platform
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Ask for `x` to be laid out by its logical dimension names; a plain array when no mesh is active."""
     mesh = active()

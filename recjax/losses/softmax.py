@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from recjax.core.rows import Split
-from recjax.core.sharding import active
+from recjax.core.sharding import active, platform
 from recjax.losses import softmax_by_items, softmax_by_positions
 from recjax.losses.objective import LossSum, Objective, Tree, find
 
@@ -84,7 +84,7 @@ def catalogue_softmax(
     parts = 1 if mesh is None else mesh.size_of("items")
     if method == "auto":
         method = "positions" if table.shape[0] // parts <= MOST_ROWS_BY_POSITIONS else "items"
-    elements = chunk or CHUNK[method].get(jax.default_backend(), CHUNK_OTHERWISE)
+    elements = chunk or CHUNK[method].get(platform(), CHUNK_OTHERWISE)
     return _softmax(_Plan(method, elements, z_loss), hidden, table, targets, weight.astype(jnp.float32), valid)
 
 

@@ -3,6 +3,8 @@
 import jax
 from jaxtyping import Array, Float
 
+from recjax.core.sharding import platform
+
 
 def linear(
     x: Float[Array, "b l i"], weight: Float[Array, "i o"], bias: Float[Array, " o"] | None
@@ -18,7 +20,7 @@ def transposed(x: Float[Array, "*n i o"]) -> Float[Array, "*n o i"]:
     XLA folds such a transpose into the product, for which it has no fast routine on CPU; there it is kept apart.
     """
     x = x.swapaxes(-1, -2)
-    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
+    return jax.lax.optimization_barrier(x) if platform() == "cpu" else x
 
 
 @jax.custom_vjp
