@@ -6,7 +6,8 @@ Every competitor runs in a process of its own and they take turns (A B A B), so 
 the figures to trust are the ratios. All train the same model (length 200, width 64, two heads, two blocks, feed-
 forward width 64, dropout 0.2 on embeddings, attention weights and what each block adds, Adam, float32) in batches of
 128 rows, and are counted in real tokens: positions that have a target. recjax packs several users into a row where
-they fit; the others pad. RecBole trains one target per row, so its unit is targets per second.
+they fit; the others pad. RecBole trains one target per row (512 rows a batch), so its unit is targets per second; it
+wants an older numpy, so it may live in a Python of its own (--recbole-python).
 
 Without --data the log is simulated, with the number of users and items and about the history lengths of MovieLens-1M.
 With it, DIR is a folder with interactions.parquet (user_id, item_id, position or timestamp). Results go to
@@ -32,7 +33,8 @@ class Competitor:
 
     def __init__(self, name: str, loss: str, args: argparse.Namespace) -> None:
         self.name = name
-        command = [sys.executable, str(HERE / WORKERS[name]), "--loss", loss, "--rows", str(args.rows)]
+        python = args.recbole_python if name == "recbole" else sys.executable
+        command = [python, str(HERE / WORKERS[name]), "--loss", loss, "--rows", str(args.rows)]
         command += ["--length", str(args.length), "--threads", str(args.threads), "--data", args.data]
         if name == "recjax":
             command += ["--accumulate", str(args.accumulate)]
@@ -133,6 +135,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="steps a round")
     parser.add_argument("--recbole-steps", type=int, default=1, help="steps a round for RecBole; 0 leaves it out")
+    parser.add_argument("--recbole-python", default=sys.executable, help="the interpreter that has RecBole")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--length", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
