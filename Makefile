@@ -40,7 +40,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(PIP) install --no-build-isolation --editable '.[bench]'
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/train_step.py
 
 setup: $(READY)
 
