@@ -34,7 +34,6 @@ def evaluate_run(
     systems = {MODEL: evaluator(run.params), **rank_baselines(evaluator)}
     stated = {
         "history_length": recipe.feed.history_length,
-        "target_time_used": False,
         "recipe": recipe.name,
         "checkpoint_step": run.step,
         "seeds": {"recipe": recipe.seed},

@@ -37,7 +37,7 @@ from recjax.results import Result, System
 __all__ = ["MODEL", "Evaluation", "Evaluator", "evaluate", "rank_baselines", "result_of"]
 
 MODEL = "model"
-_BY_SLOT = ("history_ids", "history_time", "positions", "segment_ids")
+_BY_SLOT = ("history_ids", "history_time", "query_time", "positions", "segment_ids")
 _SMALLEST_WIDTH = 16
 
 
@@ -52,7 +52,7 @@ class Evaluator:
         config: Evaluation,
         model: Functional | None = None,
         history_length: int = 0,
-        times: bool = False,
+        times: str | bool = "none",
         mesh: Mesh | None = None,
     ) -> None:
         """Raises `ConfigError` when a cut-off exceeds the catalogue, `ExamplesError` for a split without users."""
@@ -70,7 +70,8 @@ class Evaluator:
         if not len(users):
             raise ExamplesError(f"the split {split!r} has no users to rank", where=str(examples.path))
         self.shown = np.random.default_rng(config.seed).permutation(users)[: config.samples]
-        self._history_length, self._times, self._model = history_length, times, model
+        self._history_length, self._model = history_length, model
+        self.times = times or "none"
         self._percentile = popularity_percentile(examples.item_count, vocab.valid)
         self._step = None if model is None else jax.jit(_make_step(model, k=config.k[-1], block=config.block))
 
@@ -119,7 +120,7 @@ class Evaluator:
             self.split,
             batch_size=size,
             history_length=self._history_length,
-            times=self._times,
+            times=self.times,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -154,7 +155,7 @@ def evaluate(
     split: str = "test",
     config: Evaluation | None = None,
     history_length: int,
-    times: bool = False,
+    times: str = "none",
     mesh: Mesh | None = None,
     protocol: Mapping[str, Any] | None = None,
 ) -> Result:
@@ -166,7 +167,7 @@ def evaluate(
     return result_of(
         evaluator,
         {MODEL: evaluator(params), **rank_baselines(evaluator)},
-        {"history_length": history_length, "target_time_used": False, **(protocol or {})},
+        {"history_length": history_length, **(protocol or {})},
     )
 
 
@@ -198,7 +199,7 @@ def result_of(evaluator: Evaluator, systems: Mapping[str, System], protocol: Map
     config, examples = evaluator.config, evaluator.examples
     records = Records.of(examples, evaluator.split)
     records = records.take(np.argsort(records.user_index, kind="stable"))
-    stated = protocol_of(config, examples, evaluator.split, len(records))
+    stated = protocol_of(config, examples, evaluator.split, len(records), times=evaluator.times)
     return Result(
         systems=systems,
         user_index=records.user_index,

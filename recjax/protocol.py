@@ -76,8 +76,13 @@ class Evaluation:
         return f"recall@{k}", f"ndcg@{k}"
 
 
-def protocol_of(config: Evaluation, examples: Examples, split: str, users: int) -> dict[str, Any]:
-    """The protocol block of metrics.json: everything that must be equal for two numbers to be comparable."""
+def protocol_of(
+    config: Evaluation, examples: Examples, split: str, users: int, *, times: str = "none"
+) -> dict[str, Any]:
+    """The protocol block of metrics.json: everything that must be equal for two numbers to be comparable.
+
+    `times` is what the model is told of times (`Feed.times`).
+    """
     manifest = examples.manifest
     counts = manifest.get("counts", {})
     return {
@@ -93,6 +98,8 @@ def protocol_of(config: Evaluation, examples: Examples, split: str, users: int) 
         "catalogue_rule": manifest.get("catalogue_rule"),
         "rank_rule": "score descending, then row ascending; rows are in order of training popularity",
         "history": "all events before the target; a model sees the last history_length of them, a baseline all",
+        "times_used": times,
+        "target_time_used": times == "target",
         "baselines": f"fitted on train; settings by ndcg@10 on at most {TUNING_USERS} users of valid",
         "users": users,
         "split_counts": counts.get(split),

@@ -25,6 +25,8 @@ from recjax.metrics.topk import per_user
 
 METRICS, PER_USER = "metrics.json", "per_user.npz"
 FORMAT = 1
+# What two results must share to stand in one table. A model that knows when the target happens has an easier task.
+_SAME = ("examples_hash", "split", "seen", "target_time_used")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class Result:
     def save(self, folder: Path) -> Path:
         """Write metrics.json and per_user.npz into `folder`; returns the former."""
         folder.mkdir(parents=True, exist_ok=True)
-        about = {key: self.protocol.get(key) for key in ("examples_hash", "split", "seen", "k")}
+        about = {key: self.protocol.get(key) for key in (*_SAME, "k")}
         arrays: dict[str, Any] = {f"rank/{name}": system.rank.astype(np.int32) for name, system in self.systems.items()}
         beside = _beside(folder / PER_USER)
         with open(beside, "wb") as file:
@@ -147,7 +149,7 @@ def compare(ours: Path, theirs: Path, *, system: str = "model", samples: int = 1
     Raises `ConfigError` when a result is missing or the two were not taken on the same users, targets and protocol.
     """
     one, other = _load(ours), _load(theirs)
-    for key in ("examples_hash", "split", "seen"):
+    for key in _SAME:
         if one["about"].get(key) != other["about"].get(key):
             raise ConfigError(
                 f"the runs differ in {key}: {one['about'].get(key)!r} and {other['about'].get(key)!r}",
@@ -185,7 +187,7 @@ def _load(folder: Path) -> dict[str, Any]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             loaded: dict[str, Any] = dict(arrays)
-        return {**loaded, "about": json.loads(str(loaded["about"]))}
+        return {**loaded, "about": {"target_time_used": False, **json.loads(str(loaded["about"]))}}
     except FileNotFoundError:
         raise ConfigError(
             "there is no evaluation here",

@@ -200,6 +200,10 @@ def test_two_runs_are_compared_user_by_user(examples, model, params, tmp_path):
     evaluate(model, params, examples, config=kept, history_length=LENGTH).save(tmp_path / "kept")
     with pytest.raises(ConfigError, match="differ in seen"):
         compare(tmp_path / "a", tmp_path / "kept")
+    timed = evaluate(model, params, examples, config=config, history_length=LENGTH, protocol={"target_time_used": True})
+    timed.save(tmp_path / "timed")
+    with pytest.raises(ConfigError, match="differ in target_time_used"):
+        compare(tmp_path / "a", tmp_path / "timed")
     fewer = Evaluation(k=(1, 5, 10), batch_size=8, max_users=9, baselines=(), bootstrap_samples=50)
     evaluate(model, params, examples, config=fewer, history_length=LENGTH).save(tmp_path / "fewer")
     with pytest.raises(ConfigError, match="different users"):
@@ -260,7 +264,7 @@ from recjax.nn.transformer import TransformerConfig
 def ranked(path, devices):
     examples, config = Examples.open(path), TransformerConfig(width=8, num_heads=1, num_layers=1)
     rows = examples.vocab.num_rows
-    model = Functional(lambda rngs: Sequence(num_rows=rows, max_length=4, transformer=config, rngs=rngs))
+    model = Functional(lambda rngs: Sequence(num_rows=rows, max_length=4, encoder=config, rngs=rngs))
     mesh = make_mesh(MeshConfig(shape="data=-1", preset="fsdp"), devices)
     with mesh.activate():
         params = jax.jit(model.init, out_shardings=mesh.shardings(model.axes))(jax.random.key(0))

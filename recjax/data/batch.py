@@ -18,6 +18,7 @@ Batch = dict[str, np.ndarray]
 FIELDS: dict[str, str] = {
     "history_ids": "int32 [b, l]: item rows, oldest first, 0 where padded; several examples may share a row",
     "history_time": "int64 [b, l]: seconds since 1970, 0 where padded or unknown",
+    "query_time": "int64 [b, l]: when the item after each one is asked for; in training and evaluation its own time",
     "positions": "int32 [b, l]: position inside its own example, restarting at 0 for each packed example",
     "segment_ids": "int32 [b, l]: 1, 2, ... for the examples packed into a row, 0 where padded",
     "target_ids": "int32 [b, l]: the item to be predicted at each position, 0 where there is none",
@@ -30,12 +31,13 @@ FIELDS: dict[str, str] = {
     "domain": "int32 [b]",
     "negatives": "int32 [b, l, n]: item rows drawn as negatives on the host",
 }
-FAMILIES = ("field", "label", "teacher")
+# item/x: facts about the catalogue, [v, ...], the same in every batch; the engine adds them to what a model sees.
+FAMILIES = ("field", "label", "teacher", "item")
 _FAMILY = re.compile(rf"({'|'.join(FAMILIES)})/[\w.-]+")
 
 
 def check_fields(batch: Batch) -> None:
-    """Raise `ValueError` for a field name outside the contract (`field/x`, `label/x`, `teacher/x` are families)."""
+    """Raise `ValueError` for a field name outside the contract (`field/x` and so on are families)."""
     unknown = [k for k in batch if k not in FIELDS and not _FAMILY.fullmatch(k)]
     if unknown:
         raise ValueError(f"fields outside the Batch contract: {unknown}")

@@ -16,6 +16,7 @@ from recjax.data.examples import Examples
 from recjax.data.record import spans
 from recjax.data.shards import ExampleSource
 
+TIMES = ("none", "history", "target")
 _SMALLEST_WIDTH = 32
 _WIDTH_STEP = 4
 
@@ -48,20 +49,23 @@ def eval_batches(
     batch_size: int,
     history_length: int,
     seen_length: int | None = None,
-    times: bool = False,
+    times: str = "none",
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """This process's rows of the batches of a held-out split; every process gets the same number of batches.
 
-    [b = batch_size / process_count]: `history_ids`, `positions`, `segment_ids` (1 on real slots), with `times` also
-    `history_time`, [b, history_length], right-padded, holding the newest events; `label_ids`, `user_index`,
-    `row_weight` [b]; `seen_ids` [b, n]: all events before the target. n is `seen_length`, or one of few widths, the
-    same on all processes. Raises `ExamplesError` for a split without targets, or one with more seen items than
-    `seen_length`.
+    [b = batch_size / process_count]: `history_ids`, `positions`, `segment_ids` (1 on real slots), [b, history_length],
+    right-padded, holding the newest events; `label_ids`, `user_index`, `row_weight` [b]; `seen_ids` [b, n]: all events
+    before the target. n is `seen_length`, or one of few widths, the same on all processes. With `times` "history"
+    also `history_time`, and with "target" besides it `query_time` [b, history_length]: at every real slot the time of
+    the event after it, at the last one that of the target. Raises `ExamplesError` for a split without targets or
+    without the times asked for, or one with more seen items than `seen_length`.
     """
+    if times not in TIMES:
+        raise ConfigError(f"times = {times!r}", expected=" or ".join(map(repr, TIMES)))
     schema = [field.name for field in examples.schema(split)]
-    for name, needed in (("label", True), ("times", times)):
+    for name, needed in (("label", True), ("times", times != "none"), ("label_time", times == "target")):
         if needed and name not in schema:
             raise ExamplesError(
                 f"the examples of the split {split!r} have no {name}",
@@ -79,7 +83,7 @@ def eval_batches(
 
 
 def _batches(
-    source: ExampleSource, rows: slice, batch_size: int, history_length: int, seen_length: int | None, times: bool
+    source: ExampleSource, rows: slice, batch_size: int, history_length: int, seen_length: int | None, times: str
 ):
     order = np.argsort(-source.lengths, kind="stable")
     widths = [seen_length] if seen_length is not None else seen_widths(int(source.lengths.max(initial=0)))
@@ -90,19 +94,18 @@ def _batches(
         yield _batch(source, mine, rows.stop - rows.start, history_length, width, times)
 
 
-def _batch(
-    source: ExampleSource, indices: np.ndarray, size: int, history_length: int, width: int, times: bool
-) -> Batch:
+def _batch(source: ExampleSource, indices: np.ndarray, size: int, history_length: int, width: int, times: str) -> Batch:
     batch: Batch = {k: np.zeros((size, history_length), np.int32) for k in ("history_ids", "positions", "segment_ids")}
     batch["label_ids"] = np.zeros(size, np.int32)
     batch["user_index"] = np.full(size, -1, np.int64)
     batch["row_weight"] = np.zeros(size, np.float32)
     batch["seen_ids"] = np.zeros((size, width), np.int32)
-    if times:
-        batch["history_time"] = np.zeros((size, history_length), np.int64)
+    timed = {"none": (), "history": ("history_time",), "target": ("history_time", "query_time")}[times]
+    batch |= {name: np.zeros((size, history_length), np.int64) for name in timed}
     if not len(indices):
         return batch
-    found = source.read(indices, ["items", "label", "user_index", *(["times"] if times else [])])
+    fields = {"none": (), "history": ("times",), "target": ("times", "label_time")}[times]
+    found = source.read(indices, ["items", "label", "user_index", *fields])
     number = np.arange(len(indices))
     for name, field in (("label_ids", "label"), ("user_index", "user_index")):
         values, at = found[field]
@@ -116,7 +119,13 @@ def _batch(
     batch["history_ids"].reshape(-1)[slots] = items[spans(begins + seen - length, length)]
     batch["positions"].reshape(-1)[slots] = spans(np.zeros_like(length), length)
     batch["segment_ids"].reshape(-1)[slots] = 1
-    if times:
+    if timed:
         values, begins = found["times"]
         batch["history_time"].reshape(-1)[slots] = values[spans(begins + seen - length, length)]
+    if times == "target":
+        later, (labels, at) = np.maximum(length - 1, 0), found["label_time"]
+        query_time = batch["query_time"].reshape(-1)
+        query_time[spans(number * history_length, later)] = values[spans(begins + seen - later, later)]
+        held = length > 0
+        query_time[(number * history_length + length - 1)[held]] = labels[at][held]
     return batch

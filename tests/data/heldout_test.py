@@ -17,6 +17,7 @@ SCHEMA = [
     Field(name="items", dtype="int32", rank=1),
     Field(name="times", dtype="int64", rank=1),
     Field(name="label", dtype="int32", rank=0),
+    Field(name="label_time", dtype="int64", rank=0),
 ]
 
 
@@ -31,6 +32,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
         "items": Column(rng.integers(2, 900, offsets[-1]).astype(np.int32), offsets),
         "times": Column(np.arange(offsets[-1]) * 7, offsets),
         "label": Column(rng.integers(2, 900, 27).astype(np.int32)),
+        "label_time": Column(offsets[1:] * 7 + rng.integers(0, 9, 27)),
     }
     frame = pl.DataFrame({"row": [2], "item_id": [0], "train_count": [1]})
     path = tmp_path_factory.mktemp("prepared") / "x"
@@ -53,7 +55,7 @@ def batches(examples: Examples, **more: Any) -> list[Batch]:
 def test_every_user_comes_once_with_the_newest_events_and_everything_seen(examples: Examples) -> None:
     expected = {int(r["user_index"]): r for r in examples.source("test").__getitems__(range(27))}
     met = []
-    for batch in batches(examples, times=True):
+    for batch in batches(examples, times="target"):
         check_fields(batch)
         for row in range(4):
             one = {name: values[row] for name, values in batch.items()}
@@ -67,6 +69,8 @@ def test_every_user_comes_once_with_the_newest_events_and_everything_seen(exampl
             n = len(newest)
             np.testing.assert_array_equal(one["history_ids"], np.pad(newest, (0, 10 - n)))
             np.testing.assert_array_equal(one["history_time"], np.pad(record["times"][-10:], (0, 10 - n)))
+            asked = np.append(record["times"][-10:][1:], record["label_time"])
+            np.testing.assert_array_equal(one["query_time"], np.pad(asked, (0, 10 - n)))
             np.testing.assert_array_equal(one["positions"], np.pad(np.arange(n), (0, 10 - n)))
             np.testing.assert_array_equal(one["segment_ids"], np.pad(np.ones(n), (0, 10 - n)))
             np.testing.assert_array_equal(one["seen_ids"][: len(record["items"])], record["items"])
@@ -103,7 +107,15 @@ def test_a_split_without_examples_gives_no_batches(examples: Examples) -> None:
     assert list(eval_batches(examples, "valid", batch_size=4, history_length=10)) == []
 
 
+def test_only_the_times_asked_for_are_there(examples: Examples) -> None:
+    names = {times: set(batches(examples, times=times)[0]) for times in ("none", "history", "target")}
+    assert names["history"] - names["none"] == {"history_time"}
+    assert names["target"] - names["history"] == {"query_time"}
+
+
 def test_mistakes_are_told(examples: Examples) -> None:
+    with pytest.raises(ConfigError, match="times = 'all'"):
+        batches(examples, times="all")
     with pytest.raises(ExamplesError, match="no label"):
         eval_batches(examples, "train", batch_size=4, history_length=10)
     with pytest.raises(ExamplesError, match="has seen .* items"):
