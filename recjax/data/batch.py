@@ -19,6 +19,7 @@ FIELDS: dict[str, str] = {
     "history_ids": "int32 [b, l]: item rows, oldest first, 0 where padded; several examples may share a row",
     "history_time": "int64 [b, l]: seconds since 1970, 0 where padded or unknown",
     "query_time": "int64 [b, l]: when the item after each one is asked for; in training and evaluation its own time",
+    "masked": "int32 [b, l]: 1 where the item is hidden from the model and is to be predicted",
     "positions": "int32 [b, l]: position inside its own example, restarting at 0 for each packed example",
     "segment_ids": "int32 [b, l]: 1, 2, ... for the examples packed into a row, 0 where padded",
     "target_ids": "int32 [b, l]: the item to be predicted at each position, 0 where there is none",

@@ -29,6 +29,7 @@ from recjax.data.vocab import OOV
 __all__ = ["BatchIterator", "Feed", "eval_batches", "train_batches"]
 
 _CUTS = ("last", "chunk", "tile", "random")
+_TIMES = ("none", "history", "target")
 # These do not change which row comes next.
 _NOT_ORDER = ("batch_size", "times", "prefetch", "memory_gib")
 
@@ -41,8 +42,10 @@ class Feed:
     trained on: "last" the newest one, "chunk" consecutive ones so that every target counts once an epoch, "tile" the
     same with cuts that move every epoch, "random" one with a new end each epoch. With `pack` several windows share a
     row, without it each has its own. `block` is the number of windows packed at a time (0: chosen from the data).
-    `times` adds `history_time`. `prefetch` batches are made ahead in a thread. Examples larger than `memory_gib` are
-    read from disk.
+    `times` "history" adds `history_time`; "target" adds `query_time` too, the time of the event to be predicted, and so
+    lets the model know when that happens, which is a choice to state beside any result. Devices keep 32 bits of a time,
+    so that beyond 2038 only differences of times are right there. `prefetch` batches are made ahead in a thread.
+    Examples larger than `memory_gib` are read from disk.
     """
 
     batch_size: int
@@ -50,7 +53,7 @@ class Feed:
     history_length: int
     pack: bool = True
     history: str = "last"
-    times: bool = False
+    times: str = "none"
     block: int = 0
     prefetch: int = 2
     memory_gib: float = 2.0
@@ -64,6 +67,8 @@ class Feed:
                 raise ConfigError(f"Feed.{name} = {getattr(self, name)}", expected="0 or more")
         if self.history not in _CUTS:
             raise ConfigError(f"Feed.history = {self.history!r}", expected=" or ".join(map(repr, _CUTS)))
+        if self.times not in _TIMES:
+            raise ConfigError(f"Feed.times = {self.times!r}", expected=" or ".join(map(repr, _TIMES)))
         if self.history_length > self.row_length:
             raise ConfigError(
                 f"a window of {self.history_length} does not fit a row of {self.row_length}",
@@ -126,10 +131,10 @@ def train_batches(
 ) -> BatchIterator:
     """An endless iterator over this process's rows of the training batches.
 
-    `history_ids`, `target_ids`, `positions`, `segment_ids`, `weight` (and `history_time` with `feed.times`), each
-    [batch_size / process_count, row_length]. The slices of all processes, one after the other, are the batch of a
-    single process. An item outside the vocabulary stays in the history and is no target. Raises `ExamplesError` when
-    the tasks do not go together and `ConfigError` when the batch cannot be divided.
+    `history_ids`, `target_ids`, `positions`, `segment_ids`, `weight`, and `history_time` and `query_time` as
+    `feed.times` says, each [batch_size / process_count, row_length]. The slices of all processes, one after the other,
+    are the batch of a single process. An item outside the vocabulary stays in the history and is no target. Raises
+    `ExamplesError` when the tasks do not go together and `ConfigError` when the batch cannot be divided.
     """
     rows = process_rows(feed.batch_size, process_index, process_count)
     if not examples or len(examples) != len(rates):
@@ -145,12 +150,12 @@ def train_batches(
                 mend="make them from the same log with the same split",
             )
     for one in examples:
-        if feed.times and not any(f.name == "times" for f in one.schema("train")):
+        if feed.times != "none" and not any(f.name == "times" for f in one.schema("train")):
             raise ExamplesError(
                 "the examples have no times",
                 where=str(one.path),
-                expected="a log with timestamps, because Feed.times is set",
-                mend="set Feed.times = False, or bring a log with timestamps",
+                expected=f"a log with timestamps, because Feed.times = {feed.times!r}",
+                mend="set Feed.times = 'none', or bring a log with timestamps",
             )
     sources = [e.source("train", memory_bytes=int(feed.memory_gib * 2**30)) for e in examples]
     stream = Stream(
@@ -178,6 +183,7 @@ class _RowIterator(grain.DatasetIterator[Batch]):
     ) -> None:
         super().__init__()
         self._sources, self._stream, self._feed, self._rows, self._identity = sources, stream, feed, rows, identity
+        self._names = ("items", "times") if _time_fields(feed.times) else ("items",)
         self._block, self._row = 0, 0
 
     def get_state(self) -> dict[str, Any]:
@@ -219,7 +225,7 @@ class _RowIterator(grain.DatasetIterator[Batch]):
         for number, source in enumerate(self._sources):
             mine = np.flatnonzero(task == number) if len(self._sources) > 1 else slice(None)
             flat = {k: v.reshape(-1) for k, v in batch.items()}
-            found = source.read(block.example[kept][mine], ("items", "times") if self._feed.times else ("items",))
+            found = source.read(block.example[kept][mine], self._names)
             to = spans(slot[mine], length[mine])
             items, begins = found["items"]
             source_slots = spans(begins + block.start[kept][mine], length[mine])
@@ -230,15 +236,23 @@ class _RowIterator(grain.DatasetIterator[Batch]):
             flat["weight"][to] = known
             flat["positions"][to] = spans(np.zeros_like(length[mine]), length[mine])
             flat["segment_ids"][to] = np.repeat(segment[mine], length[mine])
-            if self._feed.times:
+            if "times" in found:
                 times, begins = found["times"]
-                flat["history_time"][to] = times[spans(begins + block.start[kept][mine], length[mine])]
+                time_slots = spans(begins + block.start[kept][mine], length[mine])
+                flat["history_time"][to] = times[time_slots]
+                if "query_time" in flat:
+                    flat["query_time"][to] = times[time_slots + 1]
+
+
+def _time_fields(times: str) -> tuple[str, ...]:
+    """The batch fields that `Feed.times` asks for."""
+    return {"none": (), "history": ("history_time",), "target": ("history_time", "query_time")}[times]
 
 
 def _empty(rows: int, feed: Feed) -> Batch:
     shape = (rows, feed.row_length)
     batch: Batch = {k: np.zeros(shape, np.int32) for k in ("history_ids", "target_ids", "positions", "segment_ids")}
     batch["weight"] = np.zeros(shape, np.float32)
-    if feed.times:
-        batch["history_time"] = np.zeros(shape, np.int64)
+    for name in _time_fields(feed.times):
+        batch[name] = np.zeros(shape, np.int64)
     return batch

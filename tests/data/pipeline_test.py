@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from recjax.core.errors import CheckpointError, ConfigError, ExamplesError
+from recjax.core.sharding import MeshConfig, make_mesh
 from recjax.data.batch import Batch, check_fields, real_tokens
 from recjax.data.examples import Examples, write_examples
 from recjax.data.pipeline import Feed, train_batches
@@ -82,7 +83,7 @@ def segments(batch: Batch) -> list[dict[str, np.ndarray]]:
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("history", ["last", "chunk", "tile", "random"])
 def test_segments_are_windows_of_one_example(examples: Examples, pack: bool, history: str) -> None:
-    feed = dataclasses.replace(FEED, pack=pack, history=history, times=True)
+    feed = dataclasses.replace(FEED, pack=pack, history=history, times="target")
     events = [r["items"] for r in examples.source("train").__getitems__(range(60))]
     for batch in batches([examples], feed):
         check_fields(batch)
@@ -96,6 +97,7 @@ def test_segments_are_windows_of_one_example(examples: Examples, pack: bool, his
             np.testing.assert_array_equal(target_ids, owner[start + 1 : end + 1])
             np.testing.assert_array_equal(part["positions"], np.arange(len(history_ids)))
             np.testing.assert_array_equal(part["history_time"], history_ids.astype(np.int64) * 10)
+            np.testing.assert_array_equal(part["query_time"], target_ids.astype(np.int64) * 10)
             assert (part["weight"] == 1).all() and len(history_ids) <= 15
             if history == "last":
                 assert end == len(owner) - 1
@@ -103,6 +105,29 @@ def test_segments_are_windows_of_one_example(examples: Examples, pack: bool, his
         assert all((values[empty] == 0).all() for values in batch.values())
         if not pack:
             assert batch["segment_ids"].max() == 1 and (batch["segment_ids"][:, 0] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "times, added", [("none", set()), ("history", {"history_time"}), ("target", {"history_time", "query_time"})]
+)
+def test_batches_have_the_times_asked_for_and_the_same_rows(examples: Examples, times: str, added: set[str]) -> None:
+    timed = batches([examples], dataclasses.replace(FEED, times=times), 2)
+    plain = batches([examples], count=2)
+    assert set(timed[0]) - set(plain[0]) == added
+    assert_same([{k: v for k, v in batch.items() if k not in added} for batch in timed], plain)
+
+
+def test_differences_of_times_are_right_on_a_device_after_2038(tmp_path: Path) -> None:
+    late = write(tmp_path / "late", [9, 7, 9, 9], first_row=(2**31 - 100) // 10)
+    mesh = make_mesh(MeshConfig())
+    (batch,) = batches([late], dataclasses.replace(FEED, pack=False, times="target", block=8), 1)
+    placed = mesh.put_batch(batch)
+    real = batch["segment_ids"] > 0
+    assert (
+        batch["query_time"].dtype == np.int64 and batch["query_time"].max() > 2**31 > batch["history_time"][real].min()
+    )
+    ahead = np.asarray(placed["query_time"] - placed["history_time"])
+    np.testing.assert_array_equal(ahead, batch["query_time"] - batch["history_time"])
 
 
 @pytest.mark.parametrize("history", ["last", "chunk", "tile"])
@@ -126,7 +151,7 @@ def test_every_target_comes_once_an_epoch(examples: Examples, history: str, pack
 @pytest.mark.parametrize("prefetch", [0, 3])
 @pytest.mark.parametrize("stop", [0, 1, 7])
 def test_going_on_from_any_batch_is_never_having_stopped(pair: list[Examples], stop: int, prefetch: int) -> None:
-    feed = dataclasses.replace(FEED, history="random", times=True, prefetch=prefetch)
+    feed = dataclasses.replace(FEED, history="random", times="target", prefetch=prefetch)
     whole = batches(pair, feed, 20, [2.0, 1.0])
     before = train_batches(pair, [2.0, 1.0], feed, seed=5)
     assert_same([next(before) for _ in range(stop)], whole[:stop])
@@ -179,7 +204,7 @@ def test_runs_are_equal_and_seeds_are_not(examples: Examples) -> None:
 
 
 def test_examples_on_disk_give_the_same_batches(pair: list[Examples]) -> None:
-    feed = dataclasses.replace(FEED, times=True)
+    feed = dataclasses.replace(FEED, times="target")
     assert_same(batches(pair, dataclasses.replace(feed, memory_gib=0.0), 4), batches(pair, feed, 4))
 
 
@@ -245,6 +270,7 @@ def test_a_position_of_other_data_is_refused(pair: list[Examples]) -> None:
         {"batch_size": 0},
         {"history": "first"},
         {"block": -1},
+        {"times": "all"},
         {"row_length": 0, "history_length": 0},
     ],
 )
@@ -259,8 +285,9 @@ def test_mistakes_are_told(examples: Examples, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1 tasks with 2 rates"):
         batches([examples], rates=[1.0, 2.0])
     untimed = write(tmp_path / "untimed", [5, 5], times=False)
-    with pytest.raises(ExamplesError, match="no times"):
-        batches([untimed], dataclasses.replace(FEED, times=True))
+    for times in ("history", "target"):
+        with pytest.raises(ExamplesError, match=f"no times(.|\n)*{times}"):
+            batches([untimed], dataclasses.replace(FEED, times=times))
     foreign = write(tmp_path / "foreign", [5, 5], vocab=ItemVocab.from_counts([1], [1]))
     with pytest.raises(ExamplesError, match="different vocabularies"):
         batches([examples, foreign])
