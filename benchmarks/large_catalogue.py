@@ -37,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
 
     config = TransformerConfig(num_layers=2, width=args.width, num_heads=2, dropout=0.2)
-    model = Functional(functools.partial(Sequence, num_rows=args.rows, transformer=config, max_length=args.length))
+    model = Functional(functools.partial(Sequence, num_rows=args.rows, encoder=config, max_length=args.length))
     optimizer = optax.adam(1e-3)
     step = jax.jit(make_train_step(model, (CatalogueSoftmax(),), optimizer, seed=0), donate_argnums=0)
 

@@ -31,7 +31,7 @@ def main() -> None:
         functools.partial(
             Sequence,
             num_rows=num_rows,
-            transformer=config,
+            encoder=config,
             max_length=args.length,
             embedding_dropout=0.2,
             scale_embedding=True,

@@ -19,10 +19,11 @@ from recjax.core.checkpoint import Checkpoints
 from recjax.core.errors import ConfigError, ExamplesError, MeshError
 from recjax.core.flags import did_you_mean
 from recjax.core.flops import TokenFlops
-from recjax.core.module import Functional, Module
+from recjax.core.module import Functional, Module, Params, with_facts
 from recjax.core.sharding import Mesh, MeshConfig, make_mesh
 from recjax.core.state import TrainState
 from recjax.core.step import TrainStep, make_train_step
+from recjax.core.warm_start import WarmStart
 from recjax.data.examples import Examples
 from recjax.data.pipeline import Feed
 from recjax.evaluation import Evaluation, Evaluator
@@ -31,6 +32,8 @@ from recjax.tasks.mixtures import Mixture
 
 _SEEDS = 2**31
 
+Facts = Callable[[Sequence[Examples]], dict[str, np.ndarray]]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -38,7 +41,12 @@ class Recipe:
 
     `model` is a module class taking `num_rows` and `rngs` (gin binds the rest); `accumulate` cuts each batch into
     that many micro-batches; `patience` ends training after so many evaluations on the validation split without a
-    better `checkpoints.metric` (0: never); `eval_every` 0 means only at the end.
+    better `checkpoints.metric` (0: never); `eval_every` 0 means only at the end. `train_steps` 0 means no training:
+    the fresh or warm-started model is saved and can be evaluated.
+
+    `facts` compute, from the examples, arrays over the catalogue that the model reads from its batch as `item/<name>`
+    [v, ...]: content vectors, popularity. They are made again for every run, are no parameters, and are never part of
+    a checkpoint. `warm_start` is where the parameters of a fresh run come from.
     """
 
     name: str
@@ -46,6 +54,8 @@ class Recipe:
     feed: Feed
     model: Callable[..., Module]
     objectives: Sequence[Objective]
+    facts: Sequence[Facts] = ()
+    warm_start: WarmStart | None = None
     optimizer: optim.Optimizer = optim.Optimizer()
     mesh: MeshConfig = MeshConfig()
     evaluation: Evaluation = Evaluation()
@@ -59,7 +69,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field, least in (
-            ("train_steps", 1),
+            ("train_steps", 0),
             ("accumulate", 1),
             ("log_every", 1),
             ("eval_every", 0),
@@ -113,6 +123,7 @@ class Assembly:
             )
         make = functools.partial(recipe.model, num_rows=self.vocab.num_rows)
         self.model = Functional(lambda rngs: make(rngs=rngs))
+        self.facts = self._make_facts()
         self._check_positions()
         self._check_divisible()
         self.optimizer = optim.make(recipe.optimizer, self.abstract_params(), recipe.train_steps)
@@ -143,6 +154,28 @@ class Assembly:
                 expected=f"at most {longest}",
                 mend="raise the max_length of the model, or lower Feed.history_length",
             )
+
+    def _make_facts(self) -> dict[str, jax.Array]:
+        """The arrays of the recipe's facts, laid out over the devices as the item tables are."""
+        found: dict[str, jax.Array] = {}
+        for make in self.recipe.facts:
+            for name, value in make(self.examples).items():
+                if not name.startswith("item/") or name in found:
+                    raise ValueError(f"a fact must have a name of its own that begins with item/, not {name!r}")
+                by_row = value.ndim and value.shape[0] == self.vocab.num_rows
+                sharding = self.mesh.sharding(("items",) if by_row else ())
+                found[name] = jax.make_array_from_callback(value.shape, sharding, lambda i, value=value: value[i])
+        return found
+
+    def with_facts(self, params: Params) -> Params:
+        """Parameters as evaluation, inference and export take them: with what the model needs besides."""
+        return with_facts(params, self.facts)
+
+    @property
+    def vocabulary_hash(self) -> str:
+        """The hash of the vocabulary that the parameters are tied to; "" when none of them has a row for each item."""
+        axes = jax.tree.leaves(self.model.axes, is_leaf=lambda x: isinstance(x, tuple))
+        return self.vocab.hash if any("items" in names for names in axes) else ""
 
     def abstract_params(self) -> Any:
         """Shapes and dtypes of the parameters; nothing is allocated."""
@@ -196,4 +229,5 @@ class Assembly:
         return {
             "item_count": jax.make_array_from_callback(count.shape, sharding, lambda i: count[i]),
             "item_valid": jax.make_array_from_callback(valid.shape, sharding, lambda i: valid[i]),
+            **self.facts,
         }

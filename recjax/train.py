@@ -106,19 +106,19 @@ def train(
 ) -> Outcome:
     """Train `recipe` in `workdir`, going on from the newest whole checkpoint there.
 
-    `initial` says where the parameters of a fresh run come from; `profile` is a range of steps to trace into
-    `workdir/profile`; `words` is the command line for the manifest; `devices` are used instead of all. Raises
-    `TrainingError` when the loss is not a number, `CheckpointError` when a checkpoint is of another model.
+    `initial` says where the parameters of a fresh run come from, instead of the recipe; `profile` is a range of steps
+    to trace into `workdir/profile`; `words` is the command line for the manifest; `devices` are used instead of all.
+    Raises `TrainingError` when the loss is not a number, `CheckpointError` when a checkpoint is of another model.
     """
     examples = ensure_prepared(recipe.mixture, cache)
     run = _Run(Assembly(recipe, examples, devices), workdir, profile)
     with (
         run.assembly.mesh.activate(),
         Checkpointer(
-            workdir / CHECKPOINTS, recipe.checkpoints, recipe=recipe.name, vocabulary=run.assembly.vocab.hash
+            workdir / CHECKPOINTS, recipe.checkpoints, recipe=recipe.name, vocabulary=run.assembly.vocabulary_hash
         ) as checkpoints,
     ):
-        begin = run.restore_or_start(checkpoints, initial)
+        begin = run.restore_or_start(checkpoints, initial or recipe.warm_start)
         with RunWriter(workdir, first_step=int(begin.step), total_steps=recipe.train_steps) as writer, _Stop() as stop:
             writer.describe(run.facts(words), snapshot)
             return run.loop(begin, checkpoints, writer, stop)
@@ -175,6 +175,10 @@ class _Run:
         late, started = LateMetrics(), time.perf_counter()
         step, stopped = int(begin.step), "patience" if self._is_out_of_patience() else ""
         first = step
+        if not recipe.train_steps and not self.progress.best_step and self.progress.best is None:
+            evaluated = self._evaluate(step, now, writer)
+            position = {"data": self.batches.get_state(), "progress": dataclasses.asdict(self.progress)}
+            checkpoints.save(now, iterator=position, metrics=evaluated)
         while step < recipe.train_steps and not stopped:
             waited = time.perf_counter()
             batch = next(self.batches)
@@ -231,7 +235,7 @@ class _Run:
 
     def _evaluate(self, step: int, now: TrainState, writer: RunWriter) -> Mapping[str, float]:
         """Metrics of the validation split, with the averaged parameters where there are any."""
-        ranked = self.evaluator(eval_params(now))
+        ranked = self.evaluator(self.assembly.with_facts(eval_params(now)))
         metric = self.recipe.best_metric()
         self.progress.note(step, ranked.values[metric], self.recipe.checkpoints.mode)
         writer.write(step, {f"valid/{name}": value for name, value in ranked.values.items()})

@@ -47,10 +47,10 @@ def load(recipe: Recipe, workdir: Path, *, checkpoint: str = "", cache: Path | N
         workdir / CHECKPOINTS,
         assembly.abstract_state().params,
         step=int(chosen) if chosen.isdigit() else chosen,
-        vocabulary=assembly.vocab.hash,
+        vocabulary=assembly.vocabulary_hash,
     )
     folder = workdir / CHECKPOINTS / saved.name_of(record.step)
-    return Trained(assembly=assembly, params=params, step=record.step, checkpoint=folder)
+    return Trained(assembly=assembly, params=assembly.with_facts(params), step=record.step, checkpoint=folder)
 
 
 def parser(verb: str) -> ArgumentParser:

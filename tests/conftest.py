@@ -95,7 +95,7 @@ def tiny_recipe(recjax_cache: Path) -> Any:
 
     class Model(functools.partial):
         def with_(self, transformer: TransformerConfig, dropout: float) -> Model:
-            return Model(Sequence, transformer=transformer, max_length=16, embedding_dropout=dropout)
+            return Model(Sequence, encoder=transformer, max_length=16, embedding_dropout=dropout)
 
     transformer = TransformerConfig(num_layers=2, width=16, num_heads=2, dropout=0.2)
     task = NextItem(data=DataDir(simulate=World(num_events=3000)))
@@ -104,7 +104,7 @@ def tiny_recipe(recjax_cache: Path) -> Any:
         name="tiny",
         mixture=Mixture(tasks=[task]),
         feed=Feed(batch_size=8, row_length=16, history_length=16),
-        model=Model(Sequence, transformer=transformer, max_length=16, embedding_dropout=0.2),
+        model=Model(Sequence, encoder=transformer, max_length=16, embedding_dropout=0.2),
         objectives=[CatalogueSoftmax()],
         evaluation=Evaluation(batch_size=256, max_users=64, bootstrap_samples=50),
         train_steps=4,

@@ -30,7 +30,7 @@ CONFIG = TransformerConfig(num_layers=1, width=16, num_heads=2)
 
 
 def sequence(kind=Sequence, *, num_rows=VOCAB.num_rows, transformer=CONFIG):
-    return Functional(lambda rngs: kind(num_rows=num_rows, transformer=transformer, max_length=LENGTH, rngs=rngs))
+    return Functional(lambda rngs: kind(num_rows=num_rows, encoder=transformer, max_length=LENGTH, rngs=rngs))
 
 
 def random_params(model, seed=0):

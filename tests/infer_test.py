@@ -53,7 +53,7 @@ def examples(log, tmp_path_factory):
 def model(examples):
     config = TransformerConfig(num_layers=1, width=8, num_heads=2)
     rows = examples.vocab.num_rows
-    functional = Functional(lambda rngs: Sequence(num_rows=rows, transformer=config, max_length=LENGTH, rngs=rngs))
+    functional = Functional(lambda rngs: Sequence(num_rows=rows, encoder=config, max_length=LENGTH, rngs=rngs))
     rng, shapes = np.random.default_rng(1), jax.eval_shape(functional.init, jax.random.key(0))
     return functional, jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype), shapes)
 

@@ -10,7 +10,7 @@ names to mesh axes).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,8 @@ Module = nnx.Module
 Rngs = nnx.Rngs
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
+# Under this name the arrays that a model is given beside its parameters travel with them (`with_facts`).
+FACTS = "facts"
 _AXES = "logical_axes"
 
 
@@ -90,15 +92,22 @@ class Functional:
         """Fresh parameters; deterministic in `key`."""
         return nnx.to_pure_dict(nnx.state(self._make(rngs=nnx.Rngs(params=key)), nnx.Param))
 
-    def apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
-        """Call the module with `params` in place of its own."""
-        return self.bind(params)(*args, **kwargs)
+    def apply(self, params: Params, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the module with `params` in place of its own; facts that travel with them join the batch."""
+        if facts := params.get(FACTS):
+            batch = {**batch, **facts}
+        return self.bind(params)(batch, *args, **kwargs)
 
     def bind(self, params: Params) -> nnx.Module:
         """The module with `params`, for calling something other than `__call__`."""
         state = jax.tree.map(lambda x: x, self._treedef_state)
-        nnx.replace_by_pure_dict(state, params)
+        nnx.replace_by_pure_dict(state, {name: part for name, part in params.items() if name != FACTS})
         return nnx.merge(self._graph, state)
+
+
+def with_facts(params: Params, facts: Mapping[str, Any]) -> Params:
+    """`params` that carry `facts`, arrays a model reads from its batch and nobody trains, wherever they go next."""
+    return {**params, FACTS: dict(facts)} if facts else params
 
 
 def _to_dict(state: Any, read: Callable[[Any], Any]) -> Params:

@@ -40,6 +40,8 @@ def make(schedule: Schedule, peak: float, total_steps: int) -> optax.Schedule:
     """step -> learning rate; `total_steps` is the length of the run."""
     total = schedule.total_steps or total_steps
     warmup = schedule.warmup_steps
+    if not total_steps:  # nothing is trained
+        return optax.constant_schedule(peak)
     if schedule.kind == "rsqrt":
         return lambda step: peak * _rsqrt(step, max(warmup, 1))
     if schedule.kind in ("linear", "cosine") and warmup >= total:

@@ -34,13 +34,15 @@ def make_train_step(
 
     The loss is the sum over objectives of `scale * total / weight`, `weight` being that of the whole batch, so that
     cutting the batch into `accumulate` micro-batches or over devices changes nothing but rounding. Randomness is a
-    function of (`seed`, step, micro-batch) alone: a restart needs no random state. Metrics are scalars: `loss`, one
+    function of (`seed`, step, micro-batch) alone: a restart needs no random state. The model finds the `item/` arrays
+    of `const` in its batch. Metrics are scalars: `loss`, one
     entry per objective and per metric of an objective, `grad_norm`, and `tokens`, the weight of the first objective.
     """
 
     def loss_of(params: Params, batch: Tree, const: Tree, weights: Tree, key: jax.Array) -> tuple[jax.Array, Tree]:
         model_key, *keys = jax.random.split(key, 1 + len(objectives))
-        out = model.apply(params, batch, train=True, key=model_key)
+        facts = {name: value for name, value in const.items() if name.startswith("item/")}
+        out = model.apply(params, {**batch, **facts}, train=True, key=model_key)
         loss, sums = jnp.float32(0), {}
         for objective, objective_key in zip(objectives, keys, strict=True):
             total, weight, metrics = objective(out, batch, const, objective_key)

@@ -24,6 +24,7 @@ from recjax.core.state import by_path, from_paths
 class WarmStart:
     """Take the parameters (or their average) from the folder `checkpoints` of another run.
 
+    With `stage`, `checkpoints` is the folder of all stages of a system and `stage` the one to take them from.
     `step` is a number, "newest" or "max:METRIC" / "min:METRIC". `rename` are (regular expression, replacement)
     pairs, applied one after another, as `re.sub` does, to the paths in the checkpoint. `allow` are regular
     expressions of paths that may be missing, unexpected or of another shape; such parameters of the model keep
@@ -31,6 +32,7 @@ class WarmStart:
     """
 
     checkpoints: str
+    stage: str = ""
     step: int | str = "newest"
     rename: tuple[tuple[str, str], ...] = ()
     allow: tuple[str, ...] = ()
@@ -50,6 +52,7 @@ def warm_start(config: WarmStart, params: Params) -> tuple[Params, list[str]]:
     are not allowed, and with all rules that rename nothing.
     """
     leaves = by_path(params)
+    folder = Path(config.checkpoints, config.stage, "checkpoints") if config.stage else Path(config.checkpoints)
 
     def read(path: Path, record: Record) -> tuple[Params, list[str]]:
         prefix = saved.params_prefix(record)
@@ -63,7 +66,7 @@ def warm_start(config: WarmStart, params: Params) -> tuple[Params, list[str]]:
         values = leaves | {p: arrays[prefix + name] for p, name in sources.items()}
         return from_paths(params, values), [p for p in leaves if p not in sources]
 
-    return checkpoint.read_checkpoint(config.checkpoints, config.step, read)
+    return checkpoint.read_checkpoint(folder, config.step, read)
 
 
 def match(source: Signature, target: Signature, config: WarmStart, where: str = "") -> dict[str, str]:

@@ -18,8 +18,9 @@ from recjax.core.module import Module, Params, Rngs, param
 from recjax.core.sharding import constrain
 from recjax.nn.dropout import dropout
 from recjax.nn.embed import PAD, lookup_and_pass
+from recjax.nn.layout import Layout
 from recjax.nn.norm import unit
-from recjax.nn.transformer import INIT_STD, Transformer, TransformerConfig
+from recjax.nn.transformer import INIT_STD, TransformerConfig
 
 
 class Sequence(Module):
@@ -35,7 +36,7 @@ class Sequence(Module):
         self,
         *,
         num_rows: int,
-        transformer: TransformerConfig,
+        encoder: TransformerConfig,
         max_length: int = 200,
         embedding_dropout: float = 0.0,
         scale_embedding: bool = False,
@@ -47,7 +48,7 @@ class Sequence(Module):
                 f"Sequence.embedding_dropout = {embedding_dropout}, max_length = {max_length}",
                 expected="a rate in [0, 1) and a length of at least 1",
             )
-        c = self.config = transformer
+        c = self.config = encoder
         self.embedding_dropout, self.scale_embedding = embedding_dropout, scale_embedding
         self.normalize = normalize
         normal = nnx.initializers.normal(INIT_STD)
@@ -56,7 +57,7 @@ class Sequence(Module):
         learned = c.position in ("learned", "learned_rotary")
         self.max_length = max_length if learned else None
         self.position = param(rngs, (max_length, c.width), (None, "embed"), normal) if learned else None
-        self.transformer = Transformer(c, rngs=rngs)
+        self.encoder = c.make(rngs=rngs)
 
     def __call__(self, batch: dict[str, Any], *, train: bool, key: Key[Array, ""] | None) -> dict[str, jax.Array]:
         """`hidden` [b, l, d] (normalised, of the compute dtype) and `table` [v, d], the rows it is scored against.
@@ -74,7 +75,8 @@ class Sequence(Module):
         keys = (None, None) if not train or key is None else jax.random.split(key)
         if keys[0] is not None:
             x = dropout(x, self.embedding_dropout, keys[0])
-        hidden = self.transformer(x, positions, segments, train=train, key=keys[1])
+        layout = Layout(positions, segments, batch.get("history_time"), batch.get("query_time"))
+        hidden = self.encoder(x, layout, train=train, key=keys[1])
         hidden = hidden * self.config.logit_scale
         table = table if self.head is None else self.head[...]
         return {"hidden": unit(hidden), "table": unit(table)} if self.normalize else {"hidden": hidden, "table": table}

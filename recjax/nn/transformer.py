@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from recjax.core.errors import ConfigError
 from recjax.core.module import Initializer, Module, Rngs, param, scan, stack
@@ -20,6 +20,7 @@ from recjax.core.sharding import active, constrain
 from recjax.nn.attention import attend, attend_library
 from recjax.nn.dropout import LayerwiseDropout, dropout
 from recjax.nn.ffn import ACTIVATIONS, FeedForward, FfnKind
+from recjax.nn.layout import Layout
 from recjax.nn.linear import linear
 from recjax.nn.norm import Norm, NormKind
 from recjax.nn.rotary import rotary
@@ -89,6 +90,10 @@ class TransformerConfig:
         if not all(0 <= r < 1 for r in (*self.dropout_rates, self.attention_dropout)):
             raise ConfigError("TransformerConfig: a dropout rate is outside [0, 1)", where=f"dropout = {self.dropout}")
 
+    def make(self, *, rngs: Rngs) -> "Transformer":
+        """The stack of blocks."""
+        return Transformer(self, rngs=rngs)
+
     @property
     def kv_heads(self) -> int:
         """Number of key heads."""
@@ -146,19 +151,17 @@ class Attention(Module):
             self.value_bias = param(rngs, (groups, width), ("heads", "head_dim"), zeros)
             self.out_bias = param(rngs, (c.width,), (None,), zeros)
 
-    def __call__(
-        self, x: Float[Array, "b l d"], positions: Int[Array, "b l"], segments: Int[Array, "b l"], rate: Any, key: Any
-    ) -> Float[Array, "b l d"]:
+    def __call__(self, x: Float[Array, "b l d"], layout: Layout, rate: Any, key: Any) -> Float[Array, "b l d"]:
         """`rate` is the dropout of the attention weights and `key` its key, None when not training."""
         c = self.config
         q, k, v = self._project(x)
         if "rotary" in c.position:
-            q, k = rotary(q, positions), rotary(k, positions)
+            q, k = rotary(q, layout.positions), rotary(k, layout.positions)
         q = constrain(q, "batch", "length", "heads", "head_dim")
         if c.attention == "library":
-            out = attend_library(q, k, v, segments)
+            out = attend_library(q, k, v, layout.segments)
         else:
-            out = attend(q, k, v, segments, dropout=rate, key=key)
+            out = attend(q, k, v, layout.segments, dropout=rate, key=key)
         out = out.reshape(*x.shape[:2], -1)
         return linear(out, self.out[...].reshape(-1, c.width), self.out_bias[...] if c.bias else None)
 
@@ -194,15 +197,13 @@ class Block(Module):
             kind=c.ffn, width=c.width, mlp_width=c.inner_width, bias=c.bias, init=init, out_init=out_init, rngs=rngs
         )
 
-    def __call__(
-        self, x: Float[Array, "b l d"], positions: Int[Array, "b l"], segments: Int[Array, "b l"], rate: Any, keys: Any
-    ) -> Float[Array, "b l d"]:
+    def __call__(self, x: Float[Array, "b l d"], layout: Layout, rate: Any, keys: Any) -> Float[Array, "b l d"]:
         """`rate` is the residual dropout of this layer, `keys` its three dropout keys or None when not training."""
         attention_key, out_key, ffn_key = (None,) * 3 if keys is None else keys
         rate = rate if any(self.config.dropout_rates) else 0.0
 
         def attention(y: jax.Array) -> jax.Array:
-            y = self.attention(y, positions, segments, self.config.attention_dropout, attention_key)
+            y = self.attention(y, layout, self.config.attention_dropout, attention_key)
             return y if out_key is None else dropout(y, rate, out_key)
 
         def feed_forward(y: jax.Array) -> jax.Array:
@@ -229,8 +230,7 @@ class Transformer(Module):
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        positions: Int[Array, "b l"],
-        segments: Int[Array, "b l"],
+        layout: Layout,
         *,
         train: bool,
         key: Key[Array, ""] | None,
@@ -243,7 +243,7 @@ class Transformer(Module):
 
         def call(block: Block, x: jax.Array, per_layer: Any) -> jax.Array:
             rate, layer_keys = per_layer
-            return block(x, positions, segments, rate, layer_keys)
+            return block(x, layout, rate, layer_keys)
 
         unroll = c.num_layers <= 4 if c.unroll is None else c.unroll
         x = scan(self.layers, call, x, (rates, keys), remat=c.remat == "full", unroll=unroll)

@@ -124,7 +124,7 @@ def test_objective_options_equal_their_words() -> None:
 def _training_loss():
     """A whole model under the objective: one function of (parameters, batch), and its result on one device."""
     config = TransformerConfig(num_layers=1, width=D, num_heads=2, mlp_width=D, dropout=0.1)
-    model = Functional(functools.partial(Sequence, num_rows=V, transformer=config, max_length=L, embedding_dropout=0.1))
+    model = Functional(functools.partial(Sequence, num_rows=V, encoder=config, max_length=L, embedding_dropout=0.1))
     _, _, targets, weight = _inputs()
     ids = np.where(np.arange(L) < 9, np.random.default_rng(1).integers(2, 205, (B, L)), 0).astype(np.int32)
     positions = np.tile(np.arange(L, dtype=np.int32), (B, 1))
@@ -160,7 +160,7 @@ def test_a_million_items_need_little_beside_table_gradient_and_moments() -> None
     """The whole train step holds at most 10% more than table, gradient and Adam's two moments."""
     rows, width = 1_000_064, 64
     config = TransformerConfig(num_layers=2, width=width, num_heads=2, dropout=0.2)
-    model = Functional(functools.partial(Sequence, num_rows=rows, transformer=config, max_length=50))
+    model = Functional(functools.partial(Sequence, num_rows=rows, encoder=config, max_length=50))
     optimizer = optax.adam(1e-3)
 
     step = make_train_step(model, (CatalogueSoftmax(),), optimizer, seed=0)

@@ -16,7 +16,7 @@ CONFIG = TransformerConfig(num_layers=2, width=16, num_heads=2)
 
 
 def _model(transformer: TransformerConfig = CONFIG, **kwargs) -> Functional:
-    return Functional(functools.partial(Sequence, num_rows=ROWS, transformer=transformer, max_length=12, **kwargs))
+    return Functional(functools.partial(Sequence, num_rows=ROWS, encoder=transformer, max_length=12, **kwargs))
 
 
 def _batch(*rows: list[list[int]], length: int = 12) -> dict[str, jax.Array]:
@@ -125,8 +125,8 @@ def test_backbone_is_twelve_n_d_squared(layers: int, width: int, heads: int, bac
 def test_normalised_scores_are_cosines() -> None:
     """`normalize` gives unit vectors with the same directions, in training and evaluation alike."""
     config = TransformerConfig(num_layers=1, width=16, num_heads=2)
-    plain = Functional(functools.partial(Sequence, num_rows=128, transformer=config, max_length=8))
-    unit = Functional(functools.partial(Sequence, num_rows=128, transformer=config, max_length=8, normalize=True))
+    plain = Functional(functools.partial(Sequence, num_rows=128, encoder=config, max_length=8))
+    unit = Functional(functools.partial(Sequence, num_rows=128, encoder=config, max_length=8, normalize=True))
     params = plain.init(jax.random.key(0))
     batch = _batch([[5, 6, 7, 8], [9, 10, 11]])
     for train in (False, True):

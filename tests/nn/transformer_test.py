@@ -13,6 +13,7 @@ from scipy.special import erf
 from recjax.core.errors import ConfigError
 from recjax.core.module import Functional
 from recjax.nn.dropout import LayerwiseDropout
+from recjax.nn.layout import Layout
 from recjax.nn.rotary import rotary
 from recjax.nn.transformer import Transformer, TransformerConfig
 
@@ -34,7 +35,7 @@ def _model(config: TransformerConfig) -> tuple[Functional, dict, jax.Array]:
 def _apply(config: TransformerConfig, params: dict, x: jax.Array, **kwargs) -> jax.Array:
     model = Functional(functools.partial(Transformer, config))
     options = {"train": False, "key": None, **kwargs}
-    return jax.jit(lambda p, x: model.apply(p, x, POSITIONS, SEGMENTS, **options))(params, x)
+    return jax.jit(lambda p, x: model.apply(p, x, Layout(POSITIONS, SEGMENTS), **options))(params, x)
 
 
 def _transcribe(c: TransformerConfig, params: dict, x: np.ndarray) -> np.ndarray:
