@@ -28,7 +28,8 @@ from recjax.core.sharding import Mesh
 from recjax.data.examples import Examples
 from recjax.data.pipeline import eval_batches
 from recjax.data.sampled import HeldExamples
-from recjax.index.exact import LOWEST, rank_and_top_k
+from recjax.index.exact import rank_and_top_k
+from recjax.index.scoring import LOWEST
 from recjax.metrics.buckets import item_buckets, popularity_percentile, user_buckets
 from recjax.metrics.topk import Coverage, Mean, merge, topk_state, values
 from recjax.protocol import Evaluation, protocol_of, shown_users

@@ -18,7 +18,7 @@ from recjax.baselines.harness import TUNING_USERS
 from recjax.baselines.records import Records
 from recjax.core.errors import ConfigError
 from recjax.data.examples import Examples
-from recjax.index.exact import BLOCK
+from recjax.index.scoring import BLOCK
 from recjax.results import System
 
 SEEN = ("removed", "kept")

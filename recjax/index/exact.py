@@ -6,6 +6,9 @@ ranks a target by its row, not first. Scores are made block by block: nothing la
 an active mesh the search is a `shard_map` island: every device searches its own table rows and only k candidates
 and one count per query travel. This module refuses to approximate, and knows no model: serving uses it as the oracle.
 
+A table may be [b, v, d]: item vectors of each query's own, as where they depend on the time it is asked at. Then the
+table is split with the queries, never by items.
+
 Removal: a row is a candidate when `valid[row]` and when it is not among the query's `exclude_ids` (0 is padding). A
 target is never removed, even when it stands in `exclude_ids` (a repeated item), so it always has a rank. A score
 that is not a number counts as the lowest finite score: such items come last, in row order.
@@ -20,11 +23,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from recjax.core import sharding
+from recjax.index.scoring import BLOCK, bounded, fold, items_axes, score_block, scores_of
 
-BLOCK = 16384
 MISS = 2**31 - 1  # the rank of a target that is no candidate at all (not a valid row)
 _REMOVED = -jnp.inf
-LOWEST = float(jnp.finfo(jnp.float32).min)  # the score of what scored less, or not a number
 
 
 class Found(NamedTuple):
@@ -38,7 +40,7 @@ class Found(NamedTuple):
 
 def top_k(
     queries: Float[Array, "b d"],
-    table: Float[Array, "v d"],
+    table: Float[Array, "*q v d"],
     k: int,
     *,
     valid: Bool[Array, " v"],
@@ -52,7 +54,7 @@ def top_k(
 
 def rank_of(
     queries: Float[Array, "b d"],
-    table: Float[Array, "v d"],
+    table: Float[Array, "*q v d"],
     label_ids: Int[Array, " b"],
     *,
     valid: Bool[Array, " v"],
@@ -65,7 +67,7 @@ def rank_of(
 
 def rank_and_top_k(
     queries: Float[Array, "b d"],
-    table: Float[Array, "v d"],
+    table: Float[Array, "*q v d"],
     label_ids: Int[Array, " b"],
     k: int,
     *,
@@ -94,24 +96,44 @@ def rank_scores(
     return _finish(best, rows, rank, label_scores)
 
 
+def rank_among(
+    queries: Float[Array, "b d"],
+    table: Float[Array, "*q v d"],
+    label_ids: Int[Array, " b"],
+    candidate_ids: Int[Array, "b n"],
+) -> Int[Array, " b"]:
+    """The place of the label among itself and its query's candidates (0 is padding), by the same order."""
+    scores = scores_of(queries, table, jnp.concatenate([label_ids[:, None], candidate_ids], axis=1))
+    return place_among(scores, label_ids, candidate_ids)
+
+
+def place_among(
+    scores: Float[Array, "b n1"], label_ids: Int[Array, " b"], candidate_ids: Int[Array, "b n"]
+) -> Int[Array, " b"]:
+    """`rank_among` from the scores of the label (first) and of its candidates."""
+    label, others = scores[:, :1], jnp.where(candidate_ids == 0, _REMOVED, scores[:, 1:])
+    return _count_before(others, candidate_ids, label[:, 0], label_ids)
+
+
 def _search(queries, table, label_ids, k, valid, exclude_ids, block) -> Found:
-    if k > len(table):
-        raise ValueError(f"k = {k} is more than the {len(table)} rows of the table")
+    if k > table.shape[-2]:
+        raise ValueError(f"k = {k} is more than the {table.shape[-2]} rows of the table")
     exclude = _or_empty(exclude_ids, queries.shape[0])
     labels = jnp.full(queries.shape[0], -1, jnp.int32) if label_ids is None else label_ids.astype(jnp.int32)
     if label_ids is not None:
         exclude = _spare(exclude, labels)
     mesh = sharding.active()
-    items = mesh.axes_of("items") if mesh else ()
+    items = items_axes(mesh, table) if mesh else ()
     batch = mesh.axes_of("batch") if mesh else ()
     shared = tuple(axis for axis in batch if axis in items)
     run = partial(_search_shard, k=k, block=block, ranking=label_ids is not None, items=items, shared=shared)
     if mesh is not None:
         by_batch, by_items = P(batch or None), P(items or None)
+        by_table = by_items if table.ndim == 2 else by_batch
         run = jax.shard_map(
             run,
             mesh=mesh.devices,
-            in_specs=(by_batch, by_items, by_items, by_batch, by_batch),
+            in_specs=(by_batch, by_table, by_items, by_batch, by_batch),
             out_specs=by_batch,
             check_vma=False,  # equal on the axes that are left out, by the gathers below
         )
@@ -123,24 +145,19 @@ def _search_shard(queries, table, valid, exclude, labels, *, k, block, ranking, 
     mine = queries.shape[0]
     if shared:
         queries, exclude, labels = jax.lax.all_gather((queries, exclude, labels), shared, axis=0, tiled=True)
-    v = len(table)
+    v = table.shape[-2]
     block = min(block, v)
     blocks = -(-v // block)
     offset = jax.lax.axis_index(items) * v if items else 0
 
-    def score_block(i):
-        start = jnp.minimum(i * block, v - block)  # the last block overlaps the one before it
-        rows = start + jnp.arange(block)
-        part = jax.lax.dynamic_slice_in_dim(table, start, block)
-        scores = jnp.einsum(
-            "bd,vd->bv", queries, part, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-        )
-        alive = jax.lax.dynamic_slice_in_dim(valid, start, block) & (rows >= i * block)
-        return _remove(scores, alive, exclude - (offset + start)), offset + rows
+    def candidates_of(i):
+        scores, rows = score_block(queries, table, i, block)
+        alive = jax.lax.dynamic_slice_in_dim(valid, rows[0], block) & (rows >= i * block)
+        return _remove(scores, alive, exclude - (offset + rows[0])), offset + rows
 
     def first_pass(carry, i):
         best, best_rows, label_scores = carry
-        candidates, rows = score_block(i)
+        candidates, rows = candidates_of(i)
         if k:
             new, places = jax.lax.top_k(candidates, min(k, block))
             best, best_rows = _merge(jnp.concatenate([best, new], 1), jnp.concatenate([best_rows, rows[places]], 1), k)
@@ -149,12 +166,12 @@ def _search_shard(queries, table, valid, exclude, labels, *, k, block, ranking, 
         return (best, best_rows, label_scores), None
 
     def second_pass(count, i):
-        candidates, rows = score_block(i)
+        candidates, rows = candidates_of(i)
         return count + _count_before(candidates, rows, label_scores, labels), None
 
     b = queries.shape[0]
     carry = (jnp.full((b, k), _REMOVED), jnp.zeros((b, k), jnp.int32), jnp.full(b, _REMOVED))
-    best, best_rows, label_scores = _fold(first_pass, carry, blocks)
+    best, best_rows, label_scores = fold(first_pass, carry, blocks)
     if items and k:
         best = jax.lax.all_gather(best, items, axis=1, tiled=True)
         best_rows = jax.lax.all_gather(best_rows, items, axis=1, tiled=True)
@@ -162,7 +179,7 @@ def _search_shard(queries, table, valid, exclude, labels, *, k, block, ranking, 
     rank = jnp.zeros(b, jnp.int32)
     if ranking:
         label_scores = jax.lax.pmax(label_scores, items) if items else label_scores
-        rank = _fold(second_pass, rank, blocks)
+        rank = fold(second_pass, rank, blocks)
         rank = jax.lax.psum(rank, items) if items else rank
     found = _finish(best, best_rows, rank, label_scores)
     if shared:
@@ -171,15 +188,9 @@ def _search_shard(queries, table, valid, exclude, labels, *, k, block, ranking, 
     return found
 
 
-def _fold(step, carry, steps):
-    """A scan without stacked outputs; a single step is written out, so that both passes share its scores."""
-    return step(carry, 0)[0] if steps == 1 else jax.lax.scan(step, carry, jnp.arange(steps))[0]
-
-
 def _remove(scores, valid, places):
     """-inf where not valid and at `places` [b, n] (outside the block: ignored); what is left is finite or +inf."""
-    scores = jnp.where(jnp.isnan(scores), LOWEST, jnp.maximum(scores, LOWEST))
-    scores = jnp.where(valid[None, :], scores, _REMOVED)
+    scores = jnp.where(valid[None, :], bounded(scores), _REMOVED)
     places = jnp.where(places < 0, scores.shape[1], places)  # a negative index would count from the end
     return scores.at[jnp.arange(scores.shape[0])[:, None], places].set(_REMOVED, mode="drop")
 
@@ -199,7 +210,8 @@ def _pick(candidates, labels, rows):
 
 def _count_before(candidates, rows, label_scores, labels):
     """Candidates that come before the target in the order (score descending, row ascending)."""
-    tie = (candidates == label_scores[:, None]) & (rows[None, :] < labels[:, None])
+    rows = rows if rows.ndim == 2 else rows[None, :]
+    tie = (candidates == label_scores[:, None]) & (rows < labels[:, None])
     return jnp.sum((candidates > label_scores[:, None]) | tie, axis=1, dtype=jnp.int32)
 
 
