@@ -121,6 +121,28 @@ def _write_items(writer: ArtifactWriter, model: Functional, params: Params, num_
         writer.append("vectors", np.asarray(table[start:end], np.float32))
 
 
+def infer_run(run: trained.Trained, *, kind: str, out: Path, task: str = "", **options: Any) -> Path:
+    """`infer` over a task of a finished run, the first by default, as its recipe says; `options` are those of `infer`.
+
+    Raises `ConfigError` for a task that the recipe does not have.
+    """
+    recipe, tasks = run.assembly.recipe, {e.manifest["task"]: e for e in run.assembly.examples}
+    if task and task not in tasks:
+        raise ConfigError(f"the recipe has no task {task!r}", expected=f"one of: {', '.join(tasks)}")
+    return infer(
+        run.assembly.model,
+        run.params,
+        tasks[task] if task else run.assembly.examples[0],
+        kind=kind,
+        out=out,
+        history_length=recipe.feed.history_length,
+        mesh=run.assembly.mesh,
+        recipe=recipe.name,
+        step=run.step,
+        **options,
+    )
+
+
 def main(argv: list[str]) -> int:
     """`recjax infer`."""
     flags = trained.parser("infer")
@@ -131,24 +153,15 @@ def main(argv: list[str]) -> int:
     flags.add_argument("--keep_seen", action="store_true", help="recommend what a user already had as well")
     flags.add_argument("--batch_size", type=int, default=256, help="users at a time (default 256)")
     run, args = trained.from_command_line(flags, argv)
-    recipe = run.assembly.recipe
-    tasks = {e.manifest["task"]: e for e in run.assembly.examples}
-    if args.task and args.task not in tasks:
-        raise ConfigError(f"the recipe has no task {args.task!r}", expected=f"one of: {', '.join(tasks)}")
-    path = infer(
-        run.assembly.model,
-        run.params,
-        tasks[args.task] if args.task else run.assembly.examples[0],
+    path = infer_run(
+        run,
         kind=args.kind,
         out=args.out,
-        history_length=recipe.feed.history_length,
+        task=args.task,
         split=args.split,
         k=args.k,
         exclude_seen=not args.keep_seen,
         batch_size=args.batch_size,
-        mesh=run.assembly.mesh,
-        recipe=recipe.name,
-        step=run.step,
     )
     shapes = {name: a["shape"] for name, a in read_artifact(path).manifest["arrays"].items()}
     print(f"{path}: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))

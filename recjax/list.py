@@ -10,7 +10,9 @@ A recipe begins with a block of comments; the listing is read from there, so tha
     # expected: recall@10 0.25
     # measured:
 
-A field goes on until the next one; text before the first field belongs to none. Neither gin nor jax is needed.
+A stage of several may add its part in the experiment, `role:` "arm" (compared with the other arms) or "teacher" (only
+feeds later stages), and `infer:`, the kinds of artifact that `recjax run` writes when it is done. A field goes on
+until the next one; text before the first field belongs to none. Neither gin nor jax is needed.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from recjax import cli
 from recjax.core.errors import ConfigError
 from recjax.core.flags import all_recipe_files, config_root, recipe_files
 
+ROLES = ("", "arm", "teacher")
 _COLUMNS = ("recipe", "stage", "paper", "data", "cost", "expected", "measured")
 
 
@@ -40,6 +43,8 @@ class Header:
     cost: str = ""
     expected: str = ""
     measured: str = ""
+    role: str = ""
+    infer: str = ""
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Header))
@@ -63,7 +68,10 @@ def read_header(path: Path) -> Header:
             current = fields.setdefault(found[1], [])
             line = found[2]
         current.append(line.lstrip("#").strip())
-    return Header(**{name: " ".join(filter(None, text)) for name, text in fields.items()})
+    header = Header(**{name: " ".join(filter(None, text)) for name, text in fields.items()})
+    if header.role not in ROLES:
+        raise ConfigError(f"a stage cannot be {header.role!r}", where=f"{path}: role", expected="arm or teacher")
+    return header
 
 
 def listing(files: Sequence[Path]) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from recjax.core.errors import RecjaxError
+from recjax.core.errors import UnservableError
 from recjax.core.module import Functional, Params
 from recjax.data.batch import FIELDS, PAD
 from recjax.data.vocab import FIRST_ITEM
@@ -41,7 +41,7 @@ def encode(model: Functional, params: Params, history_ids: jax.Array) -> tuple[j
     except KeyError as error:
         if error.args[0] not in FIELDS:
             raise
-        raise RecjaxError(
+        raise UnservableError(
             f"the model reads {error} from its batch",
             expected="a model that reads history_ids, positions and segment_ids only",
             mend="recommendations from histories with other fields are not supported",
@@ -49,6 +49,8 @@ def encode(model: Functional, params: Params, history_ids: jax.Array) -> tuple[j
     events = jnp.sum(real, axis=1)
     last = jnp.maximum(events - 1, 0)[:, None, None]
     users = jnp.take_along_axis(out["hidden"], last, axis=1)[:, 0].astype(jnp.float32)
+    if out["table"].ndim != 2:
+        raise UnservableError("the model has other item vectors for every user", expected="one table for all")
     return jnp.where((events > 0)[:, None], users, 0.0), out["table"]
 
 

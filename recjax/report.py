@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recjax.arms import arms_table
 from recjax.plots import plot_buckets, plot_systems, plot_training
 from recjax.tables import (
     Table,
     buckets_table,
     differences_table,
+    main_cutoff,
     number,
     plain,
     protocol_table,
@@ -63,6 +65,7 @@ def write_report(folder: Path, report: Report) -> Path:
         _title(report),
         _what_was_run(report),
         _published(report),
+        _arms(report),
         _beside_baselines(report, images),
         _groups(report, images),
         f"## Training\n\n{images['training']}" if "training" in images else "",
@@ -137,6 +140,22 @@ def _published(report: Report) -> str:
         "data and protocol are the same. The interval says how far the measured value would move with other users."
     )
     return "\n\n".join(lines)
+
+
+def _arms(report: Report) -> str:
+    found = report.metrics.get("arms", [])
+    parts = []
+    for group in found:
+        table = arms_table(group, main_cutoff(report.metrics))
+        titles = "; ".join(f"{name}: {row['title']}" for name, row in group["arms"].items() if row["title"])
+        parts += [f"**{table.title}**" + (f" ({titles})" if titles else ""), table.markdown()]
+    if not parts:
+        return ""
+    parts.append(
+        "Means over seeds, ± their standard deviation; differences to the first arm are per user, averaged over "
+        "seeds, with a 95% bootstrap interval over users."
+    )
+    return "\n\n".join(["## The arms side by side", *parts])
 
 
 def _beside_baselines(report: Report, images: Mapping[str, str]) -> str:

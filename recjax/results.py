@@ -22,26 +22,48 @@ from recjax.core.errors import ConfigError
 from recjax.metrics.bootstrap import Interval, intervals
 from recjax.metrics.buckets import ITEM_BUCKETS, USER_BUCKETS
 from recjax.metrics.topk import per_user
+from recjax.slices import Task
 
 METRICS, PER_USER = "metrics.json", "per_user.npz"
 FORMAT = 1
 # What two results must share to stand in one table. A model that knows when the target happens has an easier task.
-_SAME = ("examples_hash", "split", "seen", "target_time_used")
+SAME = ("examples_hash", "split", "seen", "target_time_used", "sampled_candidates")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class System:
     """One way of ranking.
 
-    `rank` int32 [n] is in the order of the user number; `values` are means over users; `recommended` are the best
-    rows of a few users, `settings` the hyper-parameters that were chosen, `seconds` what it took, fitting included.
+    `rank` int32 [n] is in the order of the user number; `values` are means over users. `nll` [n] is the negative
+    log-likelihood of the target in nats, where the system has one; `sampled_rank` int32 [n] the rank among sampled
+    candidates, where there are any; `best` int32 [n] the row that comes first. `recommended` are the best rows of a
+    few users, `settings` the hyper-parameters that were chosen, `seconds` what it took, fitting included.
     """
 
     rank: np.ndarray
     values: Mapping[str, float]
+    nll: np.ndarray | None = None
+    sampled_rank: np.ndarray | None = None
+    best: np.ndarray | None = None
     recommended: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
+
+    def per_user(self, ks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Every metric that is a mean over users, [n] in the order of the user number."""
+        return per_user_values(self.rank, ks, nll=self.nll, sampled_rank=self.sampled_rank)
+
+
+def per_user_values(
+    rank: np.ndarray, ks: Sequence[int], *, nll: np.ndarray | None = None, sampled_rank: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The metrics of each user from what ranking found: those of the rank, `nll`, and `sampled_...`."""
+    values: dict[str, np.ndarray] = dict(per_user(rank, ks))
+    if nll is not None:
+        values["nll"] = nll.astype(np.float64)
+    if sampled_rank is not None:
+        values |= {f"sampled_{name}": value for name, value in per_user(sampled_rank, ks).items()}
+    return values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +80,7 @@ class Result:
     seed: int
     protocol: Mapping[str, Any]
     samples: Sequence[Mapping[str, Any]] = ()
+    hard: Mapping[str, Task] = dataclasses.field(default_factory=dict)
 
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json; computed once."""
@@ -73,6 +96,7 @@ class Result:
             "intervals": bounds,
             "differences": differences,
             "buckets": self._buckets(),
+            "hard": {n: t.metrics(samples=self.bootstrap_samples, seed=self.seed) for n, t in self.hard.items()},
             "settings": {name: dict(s.settings) for name, s in self.systems.items() if s.settings},
             "seconds": {name: round(s.seconds, 3) for name, s in self.systems.items()},
             "users_per_second": {n: round(len(s.rank) / s.seconds) for n, s in self.systems.items() if s.seconds > 0},
@@ -82,8 +106,14 @@ class Result:
     def save(self, folder: Path) -> Path:
         """Write metrics.json and per_user.npz into `folder`; returns the former."""
         folder.mkdir(parents=True, exist_ok=True)
-        about = {key: self.protocol.get(key) for key in (*_SAME, "k")}
-        arrays: dict[str, Any] = {f"rank/{name}": system.rank.astype(np.int32) for name, system in self.systems.items()}
+        about = {key: self.protocol.get(key) for key in (*SAME, "k")}
+        arrays: dict[str, Any] = {}
+        for name, system in self.systems.items():
+            arrays[f"rank/{name}"] = system.rank.astype(np.int32)
+            if system.nll is not None:
+                arrays[f"nll/{name}"] = system.nll.astype(np.float32)
+            if system.sampled_rank is not None:
+                arrays[f"sampled_rank/{name}"] = system.sampled_rank.astype(np.int32)
         beside = _beside(folder / PER_USER)
         with open(beside, "wb") as file:
             np.savez_compressed(
@@ -95,10 +125,10 @@ class Result:
     def _intervals(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Bounds of every mean, and of the first system's difference to every other, from the same draws of users."""
         names = list(self.systems)
-        values = {name: per_user(self.systems[name].rank, self.ks) for name in names}
+        values = {name: self.systems[name].per_user(self.ks) for name in names}
         columns = [(name, metric) for name in names for metric in values[name]]
         matrix = [values[name][metric] for name, metric in columns]
-        against = [(name, metric) for name in names[1:] for metric in values[name]]
+        against = [(name, metric) for name in names[1:] for metric in values[name] if metric in values[names[0]]]
         matrix += [values[names[0]][metric] - values[name][metric] for name, metric in against]
         found = intervals(np.stack(matrix, axis=1), samples=self.bootstrap_samples, seed=self.seed)
         bounds: dict[str, Any] = {name: {} for name in names}
@@ -117,7 +147,7 @@ class Result:
         for group, members in groups.items():
             if members.any():
                 rows = {
-                    name: {metric: float(v.mean()) for metric, v in per_user(s.rank[members], self.ks).items()}
+                    name: {metric: float(v[members].mean()) for metric, v in s.per_user(self.ks).items()}
                     for name, s in self.systems.items()
                 }
                 out[group] = {"users": int(members.sum()), "rows": rows}
@@ -149,7 +179,7 @@ def compare(ours: Path, theirs: Path, *, system: str = "model", samples: int = 1
     Raises `ConfigError` when a result is missing or the two were not taken on the same users, targets and protocol.
     """
     one, other = _load(ours), _load(theirs)
-    for key in _SAME:
+    for key in SAME:
         if one["about"].get(key) != other["about"].get(key):
             raise ConfigError(
                 f"the runs differ in {key}: {one['about'].get(key)!r} and {other['about'].get(key)!r}",
@@ -170,8 +200,9 @@ def compare(ours: Path, theirs: Path, *, system: str = "model", samples: int = 1
         if f"rank/{system}" not in result:
             known = ", ".join(name.removeprefix("rank/") for name in result if name.startswith("rank/"))
             raise ConfigError(f"no system {system!r} in this result", where=str(folder), expected=f"one of {known}")
-        values.append(per_user(result[f"rank/{system}"], ks))
-    names = list(values[0])
+        more = {name: result.get(f"{name}/{system}") for name in ("nll", "sampled_rank")}
+        values.append(per_user_values(result[f"rank/{system}"], ks, **more))
+    names = [name for name in values[0] if name in values[1]]
     matrix = np.stack([values[0][name] - values[1][name] for name in names], axis=1)
     found = intervals(matrix, samples=samples, seed=seed)
     return Comparison(
@@ -187,7 +218,10 @@ def _load(folder: Path) -> dict[str, Any]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             loaded: dict[str, Any] = dict(arrays)
-        return {**loaded, "about": {"target_time_used": False, **json.loads(str(loaded["about"]))}}
+        return {
+            **loaded,
+            "about": {"target_time_used": False, "sampled_candidates": 0, **json.loads(str(loaded["about"]))},
+        }
     except FileNotFoundError:
         raise ConfigError(
             "there is no evaluation here",

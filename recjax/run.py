@@ -4,6 +4,11 @@
     <workdir>/bundle/                            the best checkpoint of the first seed, ready to serve
     <workdir>/seed<k>/                           one run: checkpoints, metrics.jsonl, test/metrics.json, ...
     <workdir>/seed<k>/<stage>/                   the same where a recipe has several stages
+    <workdir>/seed<k>/<stage>/artifacts/<kind>/  what the stage's header asks to infer
+
+Stages run in order; a later one finds what the earlier ones left under the macro STAGES, the folder of its seed, which
+is set for every stage that uses it. Stages whose role is "arm" are compared with each other. The bundle and the tables
+beside the baselines are those of the last stage that is no teacher.
 
 Started again, it goes on where it was. Nothing here knows a model or a loss: it calls the other verbs.
 """
@@ -12,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import shlex
 import shutil
 import sys
@@ -22,14 +28,16 @@ from typing import Any
 import numpy as np
 
 from recjax import cli, command
+from recjax.arms import Arm, arms_table, compare_arms, groups
 from recjax.core import distributed
-from recjax.core.errors import ConfigError
+from recjax.core.errors import ConfigError, UnservableError
 from recjax.core.flags import Flags, find_file, parse_argv, recipe_files
 from recjax.core.writer import environment, read_metrics
 from recjax.data.examples import Examples
 from recjax.evaluate import evaluate_run, show
 from recjax.export import export_bundle
-from recjax.list import read_header
+from recjax.infer import infer_run
+from recjax.list import Header, read_header
 from recjax.prepare import ensure_prepared
 from recjax.recipe import Recipe
 from recjax.report import Report, write_report
@@ -51,6 +59,7 @@ class Stage:
     recipe: Recipe
     seed: int
     name: str
+    header: Header
     workdir: Path
     outcome: Outcome
     result: Result
@@ -85,31 +94,65 @@ def run(
     stages: list[Stage] = []
     for seed in seeds:
         for file in files:
-            bindings = (*flags.bindings, f"SEED={seed}")
-            recipe, snapshot = command.load(dataclasses.replace(flags, gin_files=(str(file),), bindings=bindings))
-            place = workdir / f"seed{seed}" / (file.stem if len(files) > 1 else "")
-            outcome = train(recipe, place, snapshot=snapshot, cache=cache, words=words)
-            if outcome.stopped == "signal":
+            found = _stage(file, files, flags, workdir / f"seed{seed}", seed=seed, cache=cache, words=words)
+            if found is None:
                 return None
-            result = evaluate_run(recipe, place, cache=cache)
-            stages.append(
-                Stage(recipe=recipe, seed=seed, name=file.stem, workdir=place, outcome=outcome, result=result)
-            )
-    last = [stage for stage in stages if stage.name == files[-1].stem]
+            stages.append(found)
+    main = [s.name for s in stages if s.header.role != "teacher"][-1:] or [stages[-1].name]
+    last = [stage for stage in stages if stage.name == main[0]]
     metrics = mean_of_seeds([stage.result.metrics() for stage in last], [stage.seed for stage in last])
+    metrics["arms"] = [compare_arms(group) for group in groups(_arms(stages)) if len(group) > 1]
+    facts = {"machine": environment()}
     if distributed.is_lead():
         write_json(workdir / METRICS, metrics)
-        _export(load(last[0].recipe, last[0].workdir, cache=cache), workdir / "bundle")
+        facts |= _export(load(last[0].recipe, last[0].workdir, cache=cache), workdir / "bundle")
     report = Report(
         name=last[0].recipe.name,
         command=shlex.join(words),
         metrics=metrics,
-        header=dataclasses.asdict(read_header(files[-1])),
-        facts={"machine": environment()},
+        header=dataclasses.asdict(last[0].header),
+        facts=facts,
         curve=read_metrics(last[0].workdir / "metrics.jsonl"),
         stages=[stage.row() for stage in stages],
     )
     return write_report(workdir, report), last
+
+
+def _stage(
+    file: Path,
+    files: Sequence[Path],
+    flags: Flags,
+    folder: Path,
+    *,
+    seed: int,
+    cache: Path | None,
+    words: Sequence[str],
+) -> Stage | None:
+    """Train, infer and evaluate one stage in its place under `folder`; None when it was told to stop."""
+    header = read_header(file)
+    bindings = (*flags.bindings, f"SEED={seed}")
+    if "%STAGES" in file.read_text(encoding="utf-8"):
+        bindings += (f"STAGES={str(folder)!r}",)
+    recipe, snapshot = command.load(dataclasses.replace(flags, gin_files=(str(file),), bindings=bindings))
+    place = folder / (file.stem if len(files) > 1 else "")
+    outcome = train(recipe, place, snapshot=snapshot, cache=cache, words=words)
+    if outcome.stopped == "signal":
+        return None
+    for kind in header.infer.replace(",", " ").split():
+        if not (out := place / "artifacts" / kind).exists():
+            infer_run(load(recipe, place, cache=cache), kind=kind, out=out)
+    result = evaluate_run(recipe, place, cache=cache)
+    return Stage(recipe=recipe, seed=seed, name=file.stem, header=header, workdir=place, outcome=outcome, result=result)
+
+
+def _arms(stages: Sequence[Stage]) -> list[Arm]:
+    """The arms of an experiment in order, each with all its seeds."""
+    names = list(dict.fromkeys(stage.name for stage in stages if stage.header.role == "arm"))
+    found = []
+    for name in names:
+        mine = [stage for stage in stages if stage.name == name]
+        found.append(Arm(name=name, title=mine[0].header.title, results={s.seed: s.result for s in mine}))
+    return found
 
 
 def mean_of_seeds(metrics: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
@@ -133,25 +176,29 @@ def mean_of_seeds(metrics: Sequence[Mapping[str, Any]], seeds: Sequence[int]) ->
     return out
 
 
-def _export(run: Trained, out: Path) -> None:
-    """Write the bundle in place of an earlier one."""
+def _export(run: Trained, out: Path) -> dict[str, str]:
+    """Write the bundle in place of an earlier one; a fact for the report when the model cannot have one."""
     new, examples = out.with_name(f".{out.name}.new"), run.assembly.examples[0]
     shutil.rmtree(new, ignore_errors=True)
-    export_bundle(
-        run.assembly.model,
-        run.params,
-        vocab=run.assembly.vocab,
-        titles=examples.titles(),
-        out=new,
-        history_length=run.assembly.recipe.feed.history_length,
-        name=run.assembly.recipe.name,
-        recipe=run.assembly.recipe.name,
-        step=run.step,
-        checkpoint=str(run.checkpoint),
-    )
+    try:
+        export_bundle(
+            run.assembly.model,
+            run.params,
+            vocab=run.assembly.vocab,
+            titles=examples.titles(),
+            out=new,
+            history_length=run.assembly.recipe.feed.history_length,
+            name=run.assembly.recipe.name,
+            recipe=run.assembly.recipe.name,
+            step=run.step,
+            checkpoint=str(run.checkpoint),
+        )
+    except UnservableError as error:
+        return {"bundle": f"none: {error.what}"}
     if out.exists():
         shutil.rmtree(out)
     new.rename(out)
+    return {}
 
 
 def recommend_to_someone(bundle: Bundle, examples: Examples, user_index: int, k: int = 3) -> list[str]:
@@ -200,9 +247,10 @@ def main(argv: list[str]) -> int:
     report, last = found
     if distributed.is_lead():
         metrics = mean_of_seeds([stage.result.metrics() for stage in last], [stage.seed for stage in last])
-        show([systems_table(metrics), differences_table(metrics)])
+        metrics["arms"] = json.loads((workdir / METRICS).read_text(encoding="utf-8"))["arms"]
+        show([systems_table(metrics), differences_table(metrics), *map(arms_table, metrics["arms"])])
         [examples, *_] = ensure_prepared(last[0].recipe.mixture, args.cache)
-        for sample in last[0].result.samples[:1]:
+        for sample in last[0].result.samples[: (workdir / "bundle").is_dir()]:
             print("\n".join(recommend_to_someone(Bundle(workdir / "bundle"), examples, sample["user_index"])))
         print(f"\n{report}")
     return 0

@@ -59,6 +59,10 @@ class BundleError(RecjaxError):
     """An exported bundle that is missing, damaged or of another version."""
 
 
+class UnservableError(RecjaxError):
+    """A model that cannot answer from a history of items alone."""
+
+
 class RequestError(RecjaxError):
     """A serving request that cannot be answered; `status` is the HTTP status code."""
 

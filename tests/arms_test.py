@@ -1,0 +1,145 @@
+"""Arms of an experiment: a run with two of them, and what may be compared with what."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recjax import cli, run
+from recjax.arms import Arm, arms_table, compare_arms, groups
+from recjax.core.errors import ConfigError
+from recjax.core.flags import Flags
+from recjax.list import read_header
+from recjax.metrics.topk import per_user
+from recjax.results import Result, System
+
+KS = (5, 10)
+
+
+def result(ranks: list[int], **protocol: object) -> Result:
+    rank = np.asarray(ranks, np.int32)
+    values = {name: float(v.mean()) for name, v in per_user(rank, KS).items()}
+    zeros = np.zeros(len(rank), np.int64)
+    return Result(
+        systems={"model": System(rank=rank, values=values)},
+        user_index=np.arange(len(rank)),
+        label=zeros,
+        item_bucket=zeros,
+        user_bucket=zeros,
+        ks=KS,
+        bootstrap_samples=50,
+        seed=0,
+        protocol={"examples_hash": "x", "split": "test", "seen": "removed", "target_time_used": False, **protocol},
+    )
+
+
+def arm(name: str, *results: Result) -> Arm:
+    return Arm(name=name, title="", results=dict(enumerate(results)))
+
+
+def test_the_difference_is_that_of_the_means_over_shared_seeds() -> None:
+    rng = np.random.default_rng(0)
+    one, two = (arm(n, *(result(rng.integers(0, 30, 200).tolist()) for _ in range(s))) for n, s in (("a", 2), ("b", 3)))
+    found = compare_arms([one, two])["arms"]
+    for metric, difference in found["b"]["difference"].items():
+        shared = np.mean([two.results[s].systems["model"].values[metric] for s in (0, 1)])
+        assert difference["mean"] == pytest.approx(shared - found["a"]["values"][metric], abs=1e-12)
+        assert difference["low"] < difference["mean"] < difference["high"]
+    assert found["b"]["values"]["ndcg@10"] == pytest.approx(np.mean(two.seed_values("ndcg@10")))
+    assert "difference" not in found["a"]
+    table = arms_table(compare_arms([one, two]))
+    assert [row[0] for row in table.rows] == ["a", "b"] and "without the time" in table.title
+
+
+def test_an_arm_against_itself_differs_by_nothing() -> None:
+    same = result([0, 3, 12, 7])
+    found = compare_arms([arm("a", same), arm("b", same)])["arms"]["b"]["difference"]
+    assert all((d["mean"], d["low"], d["high"]) == (0, 0, 0) for d in found.values())
+
+
+def test_who_knows_the_time_of_the_target_stands_apart() -> None:
+    blind, told = arm("a", result([1, 2])), arm("b", result([0, 0], target_time_used=True))
+    elsewhere = arm("c", result([0, 0], examples_hash="y"))
+    assert [[a.name for a in g] for g in groups([blind, told, elsewhere])] == [["a"], ["b"], ["c"]]
+    with pytest.raises(ValueError, match="conditions"):
+        compare_arms([blind, told])
+    assert "told the time" in arms_table(compare_arms([told])).title
+
+
+STAGE = """# title: {title}
+# role: {role}
+# infer: {infer}
+from __gin__ import dynamic_registration
+from recjax import recipe
+from recjax.core import warm_start
+
+include '{tiny}'
+
+recipe.Recipe.name = 'two'
+"""
+WARM = """
+STAGES = ''
+TRAIN_STEPS = 0
+recipe.Recipe.warm_start = @warm_start.WarmStart()
+warm_start.WarmStart.checkpoints = %STAGES
+warm_start.WarmStart.stage = '1_teacher'
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_gin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    files = []
+    for name, role, infer, more in (
+        ("1_teacher", "teacher", "item_vectors, recommendations", ""),
+        ("2_same", "arm", "", WARM),
+        ("3_more", "arm", "", "TRAIN_STEPS = 6\n"),
+    ):
+        files.append(folder / f"{name}.gin")
+        files[-1].write_text(STAGE.format(title=name, role=role, infer=infer, tiny=tiny_gin) + more)
+    found = run.run(files, Flags(), folder / "run", seeds=[0], cache=None, words=["recjax", "run"])
+    assert found is not None and {stage.name for stage in found[1]} == {"3_more"}
+    return folder / "run"
+
+
+def test_a_stage_without_steps_is_the_stage_it_starts_from(finished: Path) -> None:
+    teacher, same = (
+        json.loads((finished / "seed0" / stage / "test" / "metrics.json").read_text())["rows"]["model"]
+        for stage in ("1_teacher", "2_same")
+    )
+    assert teacher == same
+
+
+def test_a_run_compares_its_arms_and_leaves_what_headers_ask_for(finished: Path) -> None:
+    assert {p.name for p in (finished / "seed0" / "1_teacher" / "artifacts").iterdir()} == {
+        "item_vectors",
+        "recommendations",
+    }
+    [group] = json.loads((finished / "metrics.json").read_text())["arms"]
+    assert list(group["arms"]) == ["2_same", "3_more"] and group["first"] == "2_same"
+    assert set(group["arms"]["3_more"]["per_seed"]) == {"0"}
+    report = (finished / "report.md").read_text()
+    assert "The arms side by side" in report and "3_more" in report
+
+
+def test_a_role_nobody_knows_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "1_x.gin"
+    path.write_text("# title: x\n# role: pupil\n")
+    with pytest.raises(ConfigError, match="pupil"):
+        read_header(path)
+    assert dataclasses.asdict(read_header(_written(tmp_path, "# role: arm\n")))["role"] == "arm"
+
+
+def _written(folder: Path, text: str) -> Path:
+    (folder / "2_y.gin").write_text(text)
+    return folder / "2_y.gin"
+
+
+def test_the_command_names_a_stage_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _written(tmp_path, "# role: pupil\n")
+    assert cli.run(run.main, [f"--gin_file={path}", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "pupil" in capsys.readouterr().err
