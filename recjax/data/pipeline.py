@@ -20,18 +20,21 @@ import numpy as np
 from recjax.core.errors import CheckpointError, ConfigError, ExamplesError
 from recjax.data.batch import PAD, Batch
 from recjax.data.examples import Examples
+from recjax.data.hashing import hashed_with, hashes, mixed, uniform
 from recjax.data.heldout import eval_batches, process_rows
 from recjax.data.record import spans
 from recjax.data.shards import ExampleSource
-from recjax.data.stream import Block, Stream
+from recjax.data.stream import Block, Stream, thin
 from recjax.data.vocab import OOV
+from recjax.data.windows import History, check
 
 __all__ = ["BatchIterator", "Feed", "eval_batches", "train_batches"]
 
-_CUTS = ("last", "chunk", "tile", "random")
 _TIMES = ("none", "history", "target")
 # These do not change which row comes next.
 _NOT_ORDER = ("batch_size", "times", "prefetch", "memory_gib")
+_USERS, _MASK, _THIN = 0x75736572, np.uint64(0x6D61736B), np.uint64(0x7468696E)  # what a draw is for
+_READ_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +42,33 @@ class Feed:
     """How examples become batches of `batch_size` global rows of `row_length` slots.
 
     A window has at most `history_length` inputs and as many targets. `history` says which windows of a user are
-    trained on: "last" the newest one, "chunk" consecutive ones so that every target counts once an epoch, "tile" the
-    same with cuts that move every epoch, "random" one with a new end each epoch. With `pack` several windows share a
-    row, without it each has its own. `block` is the number of windows packed at a time (0: chosen from the data).
-    `times` "history" adds `history_time`; "target" adds `query_time` too, the time of the event to be predicted, and so
-    lets the model know when that happens, which is a choice to state beside any result. Devices keep 32 bits of a time,
-    so that beyond 2038 only differences of times are right there. `prefetch` batches are made ahead in a thread.
-    Examples larger than `memory_gib` are read from disk.
+    trained on (see `windows.py`): "last" the newest one, "chunk" consecutive ones so that every target counts once an
+    epoch, "tile" the same with cuts that move every epoch, "random" one with a new end each epoch, "cycle" one in turn,
+    "subsample" a random part of the events; or an object of `windows.py` that mixes them. The first `context` targets
+    of a window that does not start at the user's first event carry no weight.
+
+    Only a fixed share `user_fraction` of the users is trained on, whatever the seed; the users of a smaller fraction
+    are among those of a larger one.
+
+    With `mask_rate` above 0 the model fills gaps instead (BERT4Rec, Sun et al. 2019): slot i shows event i of the
+    window, and is hidden with this probability, at least one of each window. A hidden slot has `masked` 1 and the item
+    as target; the others have weight 0.
+
+    With `pack` several windows share a row, without it each has its own. `block` is the number of windows packed at a
+    time (0: chosen from the data). `times` "history" adds `history_time`; "target" adds `query_time` too, the time of
+    the event to be predicted, and so lets the model know when that happens, which is a choice to state beside any
+    result. Devices keep 32 bits of a time, so that beyond 2038 only differences of times are right there. `prefetch`
+    batches are made ahead in a thread. Examples larger than `memory_gib` are read from disk.
     """
 
     batch_size: int
     row_length: int
     history_length: int
     pack: bool = True
-    history: str = "last"
+    history: History = "last"
+    context: int = 0
+    user_fraction: float = 1.0
+    mask_rate: float = 0.0
     times: str = "none"
     block: int = 0
     prefetch: int = 2
@@ -65,8 +81,14 @@ class Feed:
         for name in ("block", "prefetch"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"Feed.{name} = {getattr(self, name)}", expected="0 or more")
-        if self.history not in _CUTS:
-            raise ConfigError(f"Feed.history = {self.history!r}", expected=" or ".join(map(repr, _CUTS)))
+        check(self.history, self.history_length, self.context)
+        if not 0 < self.user_fraction <= 1:
+            raise ConfigError(f"Feed.user_fraction = {self.user_fraction}", expected="above 0, at most 1")
+        if not 0 <= self.mask_rate < 1 or (self.mask_rate and self.context):
+            raise ConfigError(
+                f"Feed.mask_rate = {self.mask_rate}, context = {self.context}",
+                expected="a mask_rate of at least 0, below 1; context 0 where it is above 0",
+            )
         if self.times not in _TIMES:
             raise ConfigError(f"Feed.times = {self.times!r}", expected=" or ".join(map(repr, _TIMES)))
         if self.history_length > self.row_length:
@@ -81,7 +103,8 @@ class Feed:
 class BatchIterator(grain.DatasetIterator[Batch]):
     """An endless iterator of batches with a position, and what an epoch is.
 
-    `get_state` is the position after the last batch handed out, whatever was made ahead.
+    `get_state` is the position after the last batch handed out, whatever was made ahead. Targets are counted as they
+    are planned: those with an unknown item are counted too, and with `Feed.mask_rate` every slot is.
     """
 
     def __init__(self, parent: grain.DatasetIterator[Batch], stream: Stream) -> None:
@@ -112,6 +135,22 @@ class BatchIterator(grain.DatasetIterator[Batch]):
     def epoch_targets(self) -> list[int]:
         """Targets (real tokens) of one epoch of each task."""
         return self._stream.epoch_targets
+
+    @property
+    def unique_targets(self) -> list[int]:
+        """Different targets of each task that are trained on in the long run, of the users that are fed."""
+        return self._stream.unique_targets
+
+    @property
+    def targets(self) -> list[int]:
+        """Targets of each task handed out so far, repeated ones counted again."""
+        state = self.get_state()
+        return self._stream.targets(state["block"], state["row"])
+
+    @property
+    def passes(self) -> list[float]:
+        """How often each task's different targets have been trained on, on average."""
+        return [seen / u for seen, u in zip(self.targets, self.unique_targets, strict=True)]
 
     @property
     def row_use(self) -> float:
@@ -159,17 +198,24 @@ def train_batches(
             )
     sources = [e.source("train", memory_bytes=int(feed.memory_gib * 2**30)) for e in examples]
     stream = Stream(
-        [s.lengths for s in sources],
+        [_fed_lengths(source, feed) for source in sources],
         rates,
         row_length=feed.row_length,
         history_length=feed.history_length,
         cut=feed.history,
         packed=feed.pack,
+        context=feed.context,
         block=feed.block,
         seed=seed,
     )
     order = {k: v for k, v in asdict(feed).items() if k not in _NOT_ORDER}
-    order = {**order, "examples": [e.hash for e in examples], "rates": list(rates), "seed": seed}
+    order = {
+        **order,
+        "history": repr(feed.history),
+        "examples": [e.hash for e in examples],
+        "rates": list(rates),
+        "seed": seed,
+    }
     identity = hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()[:16]
     parent = _RowIterator(sources, stream, feed, rows, identity)
     return BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator(parent, feed.prefetch), stream)
@@ -220,28 +266,81 @@ class _RowIterator(grain.DatasetIterator[Batch]):
     def _fill(self, batch: Batch, block: Block, first_row: int, last_row: int) -> None:
         """Copy rows `first_row` to `last_row` of the block into a batch of zeros."""
         kept = slice(block.bounds[first_row], block.bounds[last_row])
-        task, length, segment = block.task[kept], block.length[kept], block.segment[kept]
-        slot = (block.row[kept] - first_row) * self._feed.row_length + block.offset[kept]
+        flat = {k: v.reshape(-1) for k, v in batch.items()}
         for number, source in enumerate(self._sources):
-            mine = np.flatnonzero(task == number) if len(self._sources) > 1 else slice(None)
-            flat = {k: v.reshape(-1) for k, v in batch.items()}
-            found = source.read(block.example[kept][mine], self._names)
-            to = spans(slot[mine], length[mine])
+            mine: Any = kept
+            if len(self._sources) > 1:
+                mine = kept.start + np.flatnonzero(block.task[kept] == number)
+            example, length, skip = block.example[mine], block.length[mine], block.skip[mine]
+            if not len(example):
+                continue
+            found = source.read(example, self._names)
             items, begins = found["items"]
-            source_slots = spans(begins + block.start[kept][mine], length[mine])
-            targets = items[source_slots + 1]
-            known = targets != OOV
-            flat["history_ids"][to] = items[source_slots]
-            flat["target_ids"][to] = np.where(known, targets, PAD)
-            flat["weight"][to] = known
-            flat["positions"][to] = spans(np.zeros_like(length[mine]), length[mine])
-            flat["segment_ids"][to] = np.repeat(segment[mine], length[mine])
+            slot = spans(np.zeros_like(length), length)  # place inside the window
+            to = slot + np.repeat((block.row[mine] - first_row) * self._feed.row_length + block.offset[mine], length)
+            source_slots = slot + np.repeat(begins + block.start[mine], length)
+            target_slots = source_slots + 1
+            if block.thinned[mine].any():
+                events = source.lengths[example] + bool(self._feed.mask_rate)
+                _thin(block, mine, events, begins, source_slots, target_slots)
+            is_trained = slot >= np.repeat(skip, length) if skip.any() else True
+            if self._feed.mask_rate:
+                source_slots = target_slots = target_slots - 1
+                event = source_slots - np.repeat(begins, length)
+                is_trained &= _hidden(block.draw[mine], length, event, is_trained, self._feed.mask_rate)
+                flat["masked"][to] = is_trained
+                shown = np.where(is_trained, PAD, items[source_slots])
+            else:
+                shown = items[source_slots]
+            targets = items[target_slots]
+            is_trained &= targets != OOV
+            flat["history_ids"][to] = shown
+            flat["target_ids"][to] = np.where(is_trained, targets, PAD)
+            flat["weight"][to] = is_trained
+            flat["positions"][to] = slot
+            flat["segment_ids"][to] = np.repeat(block.segment[mine], length)
             if "times" in found:
-                times, begins = found["times"]
-                time_slots = spans(begins + block.start[kept][mine], length[mine])
-                flat["history_time"][to] = times[time_slots]
+                times = found["times"][0]
+                flat["history_time"][to] = times[source_slots]
                 if "query_time" in flat:
-                    flat["query_time"][to] = times[time_slots + 1]
+                    flat["query_time"][to] = times[target_slots]
+
+
+def _hidden(
+    draw: np.ndarray, length: np.ndarray, event: np.ndarray, allowed: np.ndarray | bool, rate: float
+) -> np.ndarray:
+    """bool per slot: whether a window's draw hides this event; of each window at least the one with the least hash."""
+    drawn = hashed_with(np.repeat(mixed(draw ^ _MASK), length), event)
+    drawn = np.where(allowed, drawn, np.iinfo(np.uint64).max)
+    least = np.repeat(np.minimum.reduceat(drawn, np.cumsum(length) - length), length)
+    return (uniform(drawn) < rate) | (drawn == least)
+
+
+def _thin(
+    block: Block, mine: Any, lengths: np.ndarray, begins: np.ndarray, sources: np.ndarray, targets: np.ndarray
+) -> None:
+    """Put the events of thinned windows in place of the consecutive ones that `sources` and `targets` point at."""
+    thinned = np.flatnonzero(block.thinned[mine])
+    length = block.length[mine]
+    count = int(length[thinned[0]]) + 1
+    events = thin(block.draw[mine][thinned] ^ _THIN, lengths[thinned].astype(np.int64), count)
+    events = events + begins[thinned][:, None]
+    at = (np.cumsum(length) - length)[thinned][:, None] + np.arange(count - 1)
+    sources[at], targets[at] = events[:, :-1], events[:, 1:]
+
+
+def _fed_lengths(source: ExampleSource, feed: Feed) -> np.ndarray:
+    """int64: how many events of each example are fed."""
+    lengths = source.lengths.astype(np.int64)
+    if feed.mask_rate:  # as if there were an event before the first, so that the first can be a target too
+        lengths = np.where(lengths > 1, lengths + 1, 0)
+    if feed.user_fraction < 1:
+        every = np.arange(len(lengths))
+        for some in np.split(every, range(_READ_AT_ONCE, len(every), _READ_AT_ONCE)):
+            users, at = source.read(some, ("user_index",))["user_index"]
+            drawn = hashed_with(hashes(1, _USERS), users[at])
+            lengths[some] = np.where(uniform(drawn) < feed.user_fraction, lengths[some], 0)
+    return lengths
 
 
 def _time_fields(times: str) -> tuple[str, ...]:
@@ -253,6 +352,8 @@ def _empty(rows: int, feed: Feed) -> Batch:
     shape = (rows, feed.row_length)
     batch: Batch = {k: np.zeros(shape, np.int32) for k in ("history_ids", "target_ids", "positions", "segment_ids")}
     batch["weight"] = np.zeros(shape, np.float32)
+    if feed.mask_rate:
+        batch["masked"] = np.zeros(shape, np.int32)
     for name in _time_fields(feed.times):
         batch[name] = np.zeros(shape, np.int64)
     return batch

@@ -16,32 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from recjax.core.errors import ExamplesError
+from recjax.data.hashing import hashed_with, hashes, mixed, permutation
 from recjax.data.packing import one_per_row, pack
-from recjax.data.windows import Windows, random_ends, tiles, window_start, windows
+from recjax.data.windows import History, Place, modes_of, place
 
 _RATE_UNITS = 2**20
 _MIN_BLOCK = 2048
 _MIN_BLOCK_ROWS = 64
-
-
-def hashes(count: int, *key: int) -> np.ndarray:
-    """uint64 [count]: element k is a hash (SplitMix64) of the key and k, the same on every machine."""
-    state = np.zeros(1, np.uint64)
-    for value in key:
-        state = _mixed(state ^ np.array([value % 2**64], np.uint64))
-    return _mixed(state + np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def permutation(count: int, *key: int) -> np.ndarray:
-    """The numbers 0 to count - 1 in an order that depends on the key alone."""
-    return np.argsort(hashes(count, *key), kind="stable")
 
 
 def share(positions: np.ndarray, rates: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -54,8 +35,7 @@ def share(positions: np.ndarray, rates: Sequence[float]) -> tuple[np.ndarray, np
     local = rest.copy()
     undecided = np.ones(len(positions), bool)
     for number in range(len(rates) - 1):
-        units = round(rates[number] / sum(rates[number:]) * _RATE_UNITS)
-        units = min(max(units, 1), _RATE_UNITS - 1)
+        units = _units(rates, number)
         before, after = _portion(rest, units), _portion(rest + 1, units)
         chosen = undecided & (after > before)
         task[chosen], local[chosen] = number, before[chosen]
@@ -65,10 +45,25 @@ def share(positions: np.ndarray, rates: Sequence[float]) -> tuple[np.ndarray, np
     return task, local
 
 
+def _units(rates: Sequence[float], number: int) -> int:
+    """Of what the tasks before `number` leave, the share of this one."""
+    units = round(rates[number] / sum(rates[number:]) * _RATE_UNITS)
+    return min(max(units, 1), _RATE_UNITS - 1)
+
+
 def _portion(count: np.ndarray, units: int) -> np.ndarray:
     """floor(count * units / _RATE_UNITS) without overflow."""
     whole, part = count // _RATE_UNITS, count % _RATE_UNITS
     return whole * units + part * units // _RATE_UNITS
+
+
+def shared(position: int, rates: Sequence[float]) -> list[int]:
+    """How many of the positions before this one belong to each task."""
+    counts, rest = [], np.full(1, position, np.int64)
+    for number in range(len(rates) - 1):
+        counts.append(int(_portion(rest, _units(rates, number))[0]))
+        rest = rest - counts[-1]
+    return [*counts, int(rest[0])]
 
 
 @dataclass(frozen=True)
@@ -76,13 +71,18 @@ class Block:
     """The windows of one block in order of row; row r holds windows `bounds[r]` to `bounds[r + 1]`.
 
     Window k has `length[k]` targets: it is the `length[k] + 1` events from `start[k]` on of example `example[k]` of
-    task `task[k]`, and lies from slot `offset[k]` on in `row[k]` as `segment[k]`.
+    task `task[k]`, and lies from slot `offset[k]` on in `row[k]` as `segment[k]`. Its first `skip[k]` targets are not
+    trained on. Where `thinned[k]`, its events are as many of the whole example, in order (see `thin`). `draw[k]` is a
+    uint64 hash of the seed, the task, the epoch and the example.
     """
 
     task: np.ndarray
     example: np.ndarray
+    draw: np.ndarray
     start: np.ndarray
     length: np.ndarray
+    skip: np.ndarray
+    thinned: np.ndarray
     row: np.ndarray
     offset: np.ndarray
     segment: np.ndarray
@@ -94,7 +94,10 @@ class Block:
 
 
 class Stream:
-    """The blocks of a mixture. `lengths[t]` are the numbers of events of the examples of task t."""
+    """The blocks of a mixture. `lengths[t]` are the numbers of events of the examples of task t.
+
+    Of a window that does not start with the first event of its example the first `context` targets are not trained on.
+    """
 
     def __init__(
         self,
@@ -103,35 +106,40 @@ class Stream:
         *,
         row_length: int,
         history_length: int,
-        cut: str,
+        cut: History,
         packed: bool,
+        context: int = 0,
         block: int = 0,
         seed: int = 0,
     ) -> None:
         self._rates, self._seed = list(rates), seed
         self._lengths = [np.asarray(n, np.int64) for n in lengths]
         self.row_length, self._history_length, self._cut, self._packed = row_length, history_length, cut, packed
-        self._windows: list[Windows] = [windows(n, history_length, cut=cut) for n in self._lengths]
-        for number, found in enumerate(self._windows):
-            if not len(found):
+        self._context, self._modes = context, modes_of(cut)
+        self._windows = [_windows(self._modes[0].counts(n, history_length)) for n in self._lengths]
+        for number, (example, _) in enumerate(self._windows):
+            if not len(example):
                 raise ExamplesError("no example has two events to train on", where=f"task {number + 1} of the mixture")
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         self._planned: dict[int, Block] = {}
+        self._totals: list[list[int]] = [[] for _ in self._lengths]
         self.block = block or self._automatic_block()
 
     @property
     def epoch_windows(self) -> list[int]:
         """Windows of one epoch of each task."""
-        return [len(w) for w in self._windows]
+        return [len(example) for example, _ in self._windows]
 
     @property
     def epoch_targets(self) -> list[int]:
-        """Targets of one epoch of each task."""
-        found = []
-        for kept in self._windows:
-            end = np.minimum(kept.end, self._history_length + 1) if self._cut == "random" else kept.end
-            found.append(int((end - 1 - window_start(end, self._history_length)).sum()))
-        return found
+        """Targets of the first epoch of each task; other epochs have as many unless the history says otherwise."""
+        return [self._total(task, 0) for task in range(len(self._windows))]
+
+    @property
+    def unique_targets(self) -> list[int]:
+        """How many different targets each task trains on in the long run."""
+        found = [[m.reach(n, self._history_length, self._context) for m in self._modes] for n in self._lengths]
+        return [int(np.max(np.stack(reached), axis=0).sum()) for reached in found]
 
     def epochs(self, position: int) -> list[float]:
         """How often each task's windows have been gone through after so many windows of the stream."""
@@ -142,6 +150,20 @@ class Stream:
         """How many windows lie before this row."""
         return block * self.block + int(self.plan(block).bounds[row])
 
+    def targets(self, block: int, row: int) -> list[int]:
+        """How many targets of each task lie before this row, repeated ones counted again."""
+        found, planned = [], self.plan(block)
+        before = slice(0, planned.bounds[row])
+        trained = (planned.length - planned.skip)[before]
+        for task, windows in enumerate(shared(block * self.block, self._rates)):
+            epoch, rest = divmod(windows, self.epoch_windows[task])
+            count = (
+                sum(self._total(task, e) for e in range(epoch)) if not self._is_even else epoch * self._total(task, 0)
+            )
+            count += int(_trained(self.places(task, epoch, self._order(task, epoch)[:rest])).sum())
+            found.append(count + int(trained[planned.task[before] == task].sum()))
+        return found
+
     def plan(self, number: int) -> Block:
         """Block `number`."""
         if number not in self._planned:
@@ -150,50 +172,74 @@ class Stream:
             self._planned[number] = self._plan(number)
         return self._planned[number]
 
+    def places(self, task: int, epoch: int, window: np.ndarray) -> Place:
+        """Where these windows of an epoch lie."""
+        example, number = self._windows[task][0][window], self._windows[task][1][window]
+        return self._places(task, epoch, example, number, self._draws(task, epoch, example))
+
     def _plan(self, number: int) -> Block:
         task, local = share(np.arange(number * self.block, (number + 1) * self.block), self._rates)
-        example, start, end = (np.empty(self.block, np.int64) for _ in range(3))
-        for t, kept in enumerate(self._windows):
+        example, start, end, skip = (np.empty(self.block, np.int64) for _ in range(4))
+        draw, thinned = np.empty(self.block, np.uint64), np.empty(self.block, bool)
+        for t, (examples, numbers) in enumerate(self._windows):
             mine = np.flatnonzero(task == t)
-            epoch, rank = np.divmod(local[mine], len(kept))
+            epoch, rank = np.divmod(local[mine], len(examples))
             for e in np.unique(epoch).tolist():
                 at = mine[epoch == e]
                 window = self._order(t, e)[rank[epoch == e]]
-                example[at] = kept.example[window]
-                start[at], end[at] = self._bounds(t, e, window)
+                example[at] = examples[window]
+                draw[at] = self._draws(t, e, example[at])
+                found = self._places(t, e, example[at], numbers[window], draw[at])
+                start[at], end[at], skip[at], thinned[at] = found.start, found.end, found.skip, found.thinned
         length = end - start - 1
         packing = pack(length, self.row_length) if self._packed else one_per_row(self.block)
-        place = permutation(packing.num_rows, self._seed, 2, number) if self._packed else np.arange(self.block)
-        row = place[packing.row]
+        new_row = permutation(packing.num_rows, self._seed, 2, number) if self._packed else np.arange(self.block)
+        row = new_row[packing.row]
         order = np.lexsort((packing.offset, row))
         return Block(
             task=task[order],
             example=example[order],
+            draw=draw[order],
             start=start[order],
             length=length[order],
+            skip=skip[order],
+            thinned=thinned[order],
             row=row[order],
             offset=packing.offset[order],
             segment=packing.segment[order],
             bounds=np.searchsorted(row[order], np.arange(packing.num_rows + 1)),
         )
 
-    def _bounds(self, task: int, epoch: int, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First event of each window, and the one after its last."""
-        kept, limit = self._windows[task], self._history_length
-        example, end = kept.example[window], kept.end[window]
-        if self._cut in ("random", "tile"):
-            drawn = _mixed(example.astype(np.uint64) ^ hashes(1, self._seed, 1, task, epoch))
-            if self._cut == "tile":
-                return tiles(self._lengths[task][example], end, limit, drawn)
-            end = random_ends(end, limit, drawn)
-        return window_start(end, limit), end
+    def _draws(self, task: int, epoch: int, example: np.ndarray) -> np.ndarray:
+        return mixed(example.astype(np.uint64) ^ hashes(1, self._seed, 1, task, epoch))
+
+    def _places(self, task: int, epoch: int, example: np.ndarray, number: np.ndarray, draws: np.ndarray) -> Place:
+        found = place(self._cut, self._lengths[task][example], number, self._history_length, epoch, draws)
+        if not self._context:
+            return found
+        is_cut = (found.start > 0) | found.thinned
+        skip = np.where(is_cut, np.minimum(self._context, found.end - found.start - 1), 0)
+        return Place(found.start, found.end, np.maximum(found.skip, skip), found.thinned)
+
+    @property
+    def _is_even(self) -> bool:
+        """Whether all epochs have as many targets."""
+        return len(self._modes) == 1 and self._modes[0].is_even and not self._context
+
+    def _total(self, task: int, epoch: int) -> int:
+        """Targets of an epoch."""
+        known = self._totals[task]
+        while len(known) <= epoch:
+            every = np.arange(self.epoch_windows[task])
+            known.append(int(_trained(self.places(task, len(known), every)).sum()))
+        return known[epoch]
 
     def _order(self, task: int, epoch: int) -> np.ndarray:
         key = (task, epoch)
         if key not in self._orders:
             for old in [k for k in self._orders if k[0] == task][:-1]:
                 del self._orders[old]
-            self._orders[key] = permutation(len(self._windows[task]), self._seed, 0, task, epoch)
+            self._orders[key] = permutation(self.epoch_windows[task], self._seed, 0, task, epoch)
         return self._orders[key]
 
     def _automatic_block(self) -> int:
@@ -203,3 +249,27 @@ class Stream:
         shares = np.array(self._rates) / sum(self._rates)
         mean = sum(s * t / w for s, t, w in zip(shares, self.epoch_targets, self.epoch_windows, strict=True))
         return max(_MIN_BLOCK, 1 << int(np.ceil(np.log2(_MIN_BLOCK_ROWS * self.row_length / mean))))
+
+
+def thin(draw: np.ndarray, length: np.ndarray, count: int) -> np.ndarray:
+    """int64 [windows, count]: which events of each example make up its thinned window, in order.
+
+    `length` (at least `count`) are the numbers of events of the examples, `draw` uint64 their windows' draws. All
+    choices are equally likely.
+    """
+    first = np.cumsum(length) - length
+    event = np.arange(int(length.sum())) - np.repeat(first, length)
+    owner = np.repeat(np.arange(len(length)), length)
+    order = np.lexsort((hashed_with(np.repeat(mixed(draw), length), event), owner))
+    chosen = order[(first[:, None] + np.arange(count)).reshape(-1)].reshape(-1, count)
+    return event[np.sort(chosen, axis=1)]
+
+
+def _windows(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All windows of an epoch: the example of each, and its number among the windows of its example."""
+    example = np.repeat(np.arange(len(counts)), counts)
+    return example, np.arange(len(example)) - (np.cumsum(counts) - counts)[example]
+
+
+def _trained(found: Place) -> np.ndarray:
+    return found.end - found.start - 1 - found.skip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recjax.core.errors import ExamplesError
-from recjax.data.stream import Block, Stream, hashes, permutation, share
+from recjax.data.stream import Block, Stream, share, shared
 
 
 def make(lengths: Any, rates: Any = None, **more: Any) -> Stream:
@@ -26,19 +26,6 @@ def targets_of(block: Block) -> list[tuple[int, int, int]]:
     ]
 
 
-def test_hashes_are_fixed_for_ever() -> None:
-    # SplitMix64 started at 0 gives these numbers in its published reference.
-    assert hashes(3).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-    assert len({int(hashes(1, *key)[0]) for key in [(), (0,), (1,), (0, 1), (1, 0), (-1,), (2**64 - 2,)]}) == 7
-
-
-def test_permutations_are_even() -> None:
-    found = np.array([permutation(5, 7, epoch) for epoch in range(6000)])
-    assert all(sorted(row) == [0, 1, 2, 3, 4] for row in found[:20].tolist())
-    for place in range(5):  # each number is in each place a fifth of the time
-        assert np.abs(np.bincount(found[:, place]) / 6000 - 0.2).max() < 0.02
-
-
 @pytest.mark.parametrize("rates", [[1.0], [1.0, 1.0], [0.7, 0.2, 0.1], [5.0, 1e-3, 3.0, 0.5]])
 def test_shares_are_right_from_the_first_position_on(rates: list[float]) -> None:
     task, local = share(np.arange(20_000), rates)
@@ -47,6 +34,9 @@ def test_shares_are_right_from_the_first_position_on(rates: list[float]) -> None
     assert np.abs(counts - wanted).max() < 2
     for number in range(len(rates)):  # each task's windows in turn, none left out
         assert local[task == number].tolist() == list(range(int((task == number).sum())))
+        assert [shared(p, rates)[number] for p in (0, 1, 777, 20_000)] == [
+            int((task[:p] == number).sum()) for p in (0, 1, 777, 20_000)
+        ]
     later, later_local = share(np.arange(12_345, 12_400), rates)
     np.testing.assert_array_equal(later, task[12_345:12_400])
     np.testing.assert_array_equal(later_local, local[12_345:12_400])
