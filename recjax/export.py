@@ -27,7 +27,7 @@ from recjax.core.folder import hash_of, new_folder, write_manifest
 from recjax.core.module import Functional, Params
 from recjax.core.state import by_path, from_paths
 from recjax.data.vocab import FIRST_ITEM, ItemVocab
-from recjax.recommend import Recommend, make_recommend
+from recjax.recommend import TIMES, Recommend, make_recommend
 from recjax.serve import bundle as layout
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -42,6 +42,7 @@ def export_bundle(
     titles: Sequence[str | None],
     out: str | os.PathLike[str],
     history_length: int,
+    times: str = "none",
     max_k: int = 100,
     name: str = "model",
     recipe: str = "",
@@ -51,7 +52,8 @@ def export_bundle(
 ) -> Path:
     """Write a bundle at `out` and return its path.
 
-    `titles` has one entry for each table row; `max_k` is cut to the number of items. `recipe`, `step` and
+    `titles` has one entry for each table row; `times` is what the feed tells the model ("none", "history", "target");
+    `max_k` is cut to the number of items. `recipe`, `step` and
     `checkpoint` are kept in the manifest. The function is lowered for every one of `platforms` that allows it; the
     one this process runs on must. Raises `BundleError` when `out` exists, when the weights cannot be stored, or when
     the bundle does not answer as the model does.
@@ -66,8 +68,8 @@ def export_bundle(
     weights = _host(params)
     params = from_paths(params, weights)
     recommend = make_recommend(model, num_items=vocab.num_items, k=max_k)
-    function, refused = _lower(recommend, params, weights, history_length, tuple(platforms))
-    schema = layout.schema_of(history_length, max_k)
+    function, refused = _lower(recommend, params, weights, history_length, times, tuple(platforms))
+    schema = layout.schema_of(history_length, max_k, times)
     with new_folder(out, error=BundleError) as folder:
         (folder / layout.FUNCTION_FILE).write_bytes(function.serialize())
         save_file(weights, folder / layout.WEIGHTS_FILE)
@@ -85,6 +87,7 @@ def export_bundle(
                 "checkpoint": checkpoint,
                 "max_k": max_k,
                 "history_length": history_length,
+                "times": times,
                 "num_items": vocab.num_items,
                 "vocabulary_hash": vocab.hash,
                 "schema": schema,
@@ -115,6 +118,7 @@ def main(argv: list[str]) -> int:
         titles=examples.titles(),
         out=args.out,
         history_length=recipe.feed.history_length,
+        times=recipe.feed.times,
         max_k=args.max_k,
         name=args.name or recipe.name,
         recipe=recipe.name,
@@ -137,18 +141,27 @@ def _host(params: Params) -> dict[str, np.ndarray]:
 
 
 def _lower(
-    recommend: Recommend, params: Params, weights: dict[str, np.ndarray], length: int, platforms: tuple[str, ...]
+    recommend: Recommend,
+    params: Params,
+    weights: dict[str, np.ndarray],
+    length: int,
+    times: str,
+    platforms: tuple[str, ...],
 ) -> tuple[jax.export.Exported, dict[str, str]]:
     """The exported function and, for each platform it could not be lowered for, why."""
 
-    def by_name(weights: dict[str, jax.Array], history_ids: jax.Array, seen_ids: jax.Array) -> Any:
-        return recommend(from_paths(params, weights), history_ids, seen_ids)
+    def by_name(weights: dict[str, jax.Array], *inputs: jax.Array) -> Any:
+        return recommend(from_paths(params, weights), *inputs)
 
     batch, seen = jax.export.symbolic_shape("b, n")
     arguments = (
         {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in weights.items()},
         jax.ShapeDtypeStruct((batch, length), np.int32),
         jax.ShapeDtypeStruct((batch, seen), np.int32),
+        *(
+            jax.ShapeDtypeStruct((batch, length) if name == "history_time" else (batch,), np.int32)
+            for name in TIMES[times]
+        ),
     )
 
     def attempt(targets: Sequence[str]) -> jax.export.Exported:
@@ -176,8 +189,10 @@ def _compare(folder: Path, recommend: Recommend, params: Params) -> None:
     history = rng.integers(FIRST_ITEM, last, (3, loaded.history_length), dtype=np.int32)
     history[0, 1:] = 0
     seen = np.unique(history[1:])[None, :8].repeat(3, axis=0)
-    expected, _ = jax.jit(recommend)(params, history, seen)
-    found, _ = loaded.recommend(history, seen)
+    when = (np.sort(rng.integers(0, 10**6, history.shape), axis=1).astype(np.int32), np.full(3, 10**6, np.int32))
+    times = when[: len(TIMES[loaded.times])]
+    expected, _ = jax.jit(recommend)(params, history, seen, *times)
+    found, _ = loaded.recommend(history, seen, *times)
     # Rows may change places among equal scores; the scores in order may not.
     if not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
         gap = float(np.nanmax(np.abs(np.where(np.isinf(found), 0, found) - np.where(np.isinf(expected), 0, expected))))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ import numpy as np
 
 from recjax import cli, trained
 from recjax.core.artifact import ArtifactWriter, open_artifact, read_artifact
-from recjax.core.errors import ConfigError
+from recjax.core.errors import ConfigError, UnservableError
 from recjax.core.module import Functional, Params
 from recjax.core.sharding import Mesh
 from recjax.data.batch import PAD
 from recjax.data.examples import Examples
 from recjax.data.pipeline import eval_batches
 from recjax.data.vocab import FIRST_ITEM
-from recjax.recommend import encode, make_recommend
+from recjax.recommend import TIMES, encode, make_recommend
 
 KINDS = ("recommendations", "user_vectors", "item_vectors")
 _ITEM_BLOCK = 65_536
@@ -44,6 +44,7 @@ def infer(
     kind: str,
     out: str | os.PathLike[str],
     history_length: int,
+    times: str = "none",
     split: str = "test",
     k: int = 100,
     exclude_seen: bool = True,
@@ -72,19 +73,19 @@ def infer(
     facts = {"recipe": recipe, "step": step, "vocabulary_hash": vocab.hash, "about": about}
     with open_artifact(out, kind=kind, **facts) as writer, mesh.activate() if mesh else contextlib.nullcontext():
         if kind == "item_vectors":
-            _write_items(writer, model, params, vocab.num_items)
+            _write_items(writer, model, params, vocab.num_items, len(TIMES[times]))
             return Path(out)
         if kind == "recommendations":
             names, run = ("scores", "rows"), make_recommend(model, num_items=vocab.num_items, k=k)
         else:
             names, run = (
                 ("vectors",),
-                lambda params, history, seen: (encode(model, params, history)[0].astype("float32"),),
+                lambda params, history, seen, *times: (encode(model, params, history, *times)[0].astype("float32"),),
             )
         parts = mesh.size_of("batch") if mesh else 1
         batch_size = -(-batch_size // parts) * parts
-        batches = eval_batches(examples, split, batch_size=batch_size, history_length=history_length)
-        for users, arrays in _results(jax.jit(run), params, batches, mesh, exclude_seen):
+        batches = eval_batches(examples, split, batch_size=batch_size, history_length=history_length, times=times)
+        for users, arrays in _results(jax.jit(run), params, batches, mesh, exclude_seen, TIMES[times]):
             writer.append("user_index", users)
             for name, array in zip(names, arrays, strict=True):
                 writer.append(name, array)
@@ -92,7 +93,12 @@ def infer(
 
 
 def _results(
-    run: Callable[..., Any], params: Params, batches: Iterator[Any], mesh: Mesh | None, exclude_seen: bool
+    run: Callable[..., Any],
+    params: Params,
+    batches: Iterator[Any],
+    mesh: Mesh | None,
+    exclude_seen: bool,
+    times: Sequence[str],
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """User numbers and results of every batch, filling rows dropped; the next batch is made while the last is read."""
     waiting: tuple[np.ndarray, np.ndarray, Any] | None = None
@@ -104,8 +110,13 @@ def _results(
     for batch in batches:
         seen = batch["seen_ids"] if exclude_seen else np.full_like(batch["seen_ids"][:, :1], PAD)
         inputs = {"history_ids": batch["history_ids"], "seen_ids": seen}
+        if "history_time" in times:
+            inputs["history_time"] = batch["history_time"].astype(np.int32)
+        if "query_time" in times:
+            last = np.maximum((batch["segment_ids"] > 0).sum(axis=1) - 1, 0)
+            inputs["query_time"] = batch["query_time"][np.arange(len(last)), last].astype(np.int32)
         placed = mesh.put_batch(inputs) if mesh else inputs
-        started = run(params, placed["history_ids"], placed["seen_ids"])
+        started = run(params, *(placed[name] for name in inputs))
         if waiting is not None:
             yield read(waiting)
         waiting = batch["user_index"], batch["row_weight"] > 0, started
@@ -113,8 +124,14 @@ def _results(
         yield read(waiting)
 
 
-def _write_items(writer: ArtifactWriter, model: Functional, params: Params, num_items: int) -> None:
-    table = jax.jit(lambda params, ids: encode(model, params, ids)[1])(params, np.full((1, 1), PAD, np.int32))
+def _write_items(writer: ArtifactWriter, model: Functional, params: Params, num_items: int, times: int) -> None:
+    # The table is the same for any history; a model of other item vectors for every user has none.
+    nothing = np.full((1, 1), PAD, np.int32)
+    table = jax.jit(lambda params, *inputs: encode(model, params, *inputs)[1])(
+        params, nothing, *(nothing, nothing[0])[:times]
+    )
+    if table.ndim != 2:
+        raise UnservableError("item vectors of this model depend on who asks and when", mend="infer recommendations")
     for start in range(FIRST_ITEM, FIRST_ITEM + num_items, _ITEM_BLOCK):
         end = min(start + _ITEM_BLOCK, FIRST_ITEM + num_items)
         writer.append("rows", np.arange(start, end, dtype=np.int32))
@@ -136,6 +153,7 @@ def infer_run(run: trained.Trained, *, kind: str, out: Path, task: str = "", **o
         kind=kind,
         out=out,
         history_length=recipe.feed.history_length,
+        times=recipe.feed.times,
         mesh=run.assembly.mesh,
         recipe=recipe.name,
         step=run.step,

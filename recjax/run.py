@@ -43,7 +43,7 @@ from recjax.recipe import Recipe
 from recjax.report import Report, write_report
 from recjax.results import METRICS, Result, write_json
 from recjax.serve.bundle import Bundle
-from recjax.serve.features import pad
+from recjax.serve.features import pad, pad_times
 from recjax.tables import differences_table, number, systems_table
 from recjax.train import INTERRUPTED, Outcome, train
 from recjax.trained import Trained, load
@@ -188,6 +188,7 @@ def _export(run: Trained, out: Path) -> dict[str, str]:
             titles=examples.titles(),
             out=new,
             history_length=run.assembly.recipe.feed.history_length,
+            times=run.assembly.recipe.feed.times,
             name=run.assembly.recipe.name,
             recipe=run.assembly.recipe.name,
             step=run.step,
@@ -205,9 +206,15 @@ def recommend_to_someone(bundle: Bundle, examples: Examples, user_index: int, k:
     """What the exported bundle answers a user of the test split, in words."""
     source = examples.source("test")
     example = next(e for e in map(source.__getitem__, range(len(source))) if int(e["user_index"]) == user_index)
-    encoded = bundle.encode([item for item in bundle.vocab.decode(example["items"]) if item is not None])
+    items = bundle.vocab.decode(example["items"])
+    known = [at for at, item in enumerate(items) if item is not None]
+    times = {}
+    if bundle.times != "none":
+        times = {"history_time": example["times"][known].tolist(), "time": int(example["label_time"])}
+    encoded = bundle.encode([items[at] for at in known], **times)
     history = pad([encoded.history_ids], count=1, width=bundle.history_length)
-    scores, rows = bundle.recommend(history, encoded.seen_ids[None, :])
+    when = pad_times([encoded], bundle.times, count=1, width=bundle.history_length)
+    scores, rows = bundle.recommend(history, encoded.seen_ids[None, :], *when)
 
     def word(row: int) -> str:
         return bundle.titles[row] or str(bundle.vocab.decode([row])[0])

@@ -5,12 +5,13 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 import recjax
-from recjax.core.errors import BundleError, RecjaxError
+from recjax.core.errors import BundleError, RecjaxError, RequestError
 from recjax.core.folder import write_manifest
 from recjax.core.module import Functional
 from recjax.core.sharding import MeshConfig, make_mesh
@@ -134,6 +135,34 @@ def test_sharded_parameters_of_an_untied_model_in_half_precision(tmp_path):
 class NeedsTime(Sequence):
     def __call__(self, batch, *, train, key):
         return super().__call__({**batch, "segment_ids": batch["history_time"]}, train=train, key=key)
+
+
+class Lately(Sequence):
+    """Events long before the question count for less; without times in the batch it cannot be called."""
+
+    def __call__(self, batch, *, train, key):
+        out = super().__call__(batch, train=train, key=key)
+        age = (batch["query_time"] - batch["history_time"])[..., None]
+        return {**out, "hidden": out["hidden"] * jnp.exp2(-age / 100.0)}
+
+
+def test_times_of_events_and_of_the_question_reach_the_model(tmp_path):
+    model = sequence(Lately)
+    params = random_params(model)
+    facts = {"vocab": VOCAB, "titles": TITLES, "history_length": LENGTH, "times": "target"}
+    bundle = Bundle(export_bundle(model, params, out=tmp_path / "b", **facts))
+    history, seen = random_batch(np.random.default_rng(0), 3, 2)
+    times = np.arange(LENGTH, dtype=np.int32)[None] * 10 + np.zeros((3, 1), np.int32)
+    last = times[np.arange(3), (history > 0).sum(1) - 1]
+    soon, _ = bundle.recommend(history, seen, times, last)
+    later, _ = bundle.recommend(history, seen, times, last + 100)
+    plain, _ = jax.jit(make_recommend(sequence(), num_items=ITEMS, k=100))(params, history, seen)
+    np.testing.assert_allclose(soon, plain, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(later, soon / 2, atol=1e-5, rtol=1e-5)
+    user = bundle.encode([f"item {i}" for i in range(3)], [2**33, 2**33 + 5, 2**33 + 9], 2**33 + 10)
+    assert (user.query_time - user.history_time).tolist() == [10, 5, 1]  # beyond int32, differences are right
+    with pytest.raises(RequestError, match="history_time is missing"):
+        bundle.encode(["item 0"])
 
 
 def refused(tmp_path, match, error=BundleError, model=None, change=lambda params: params, **options):

@@ -20,11 +20,13 @@ from recjax.core.flags import Flags, all_recipe_files, config_root, recipe_files
 from recjax.core.module import Functional
 from recjax.core.writer import read_metrics
 from recjax.data.examples import Examples
+from recjax.infer import infer_run
 from recjax.list import read_header
 from recjax.models.sequence import count_parameters
 from recjax.recipe import Assembly, Recipe
 from recjax.tasks.cache import place_of
 from recjax.train import train
+from recjax.trained import load
 
 TINY = config_root() / "run" / "tiny.gin"
 SHARDED = ("MESH='data=4,model=2'", "SHARDING='fsdp_model'")
@@ -41,7 +43,9 @@ SIZES = {
 every_stage = pytest.mark.parametrize("stage", all_recipe_files(), ids=lambda path: f"{path.parent.name}-{path.stem}")
 
 
-def build(stage: Path, *more: Path, bindings: tuple[str, ...] = ()) -> Recipe:
+def build(stage: Path, *more: Path, bindings: tuple[str, ...] = (), stages: Path | None = None) -> Recipe:
+    if "%STAGES" in stage.read_text():
+        bindings += (f"STAGES={str(stages or '/stages')!r}",)
     return command.load(Flags(gin_files=tuple(map(str, (stage, *more))), bindings=bindings))[0]
 
 
@@ -78,6 +82,8 @@ def test_all_macros_are_taken_and_no_other(stage: Path) -> None:
         "MESH": "data=2,model=4",
         "SHARDING": "fsdp_model",
     }
+    if "%SOURCE_DIR" in stage.read_text():
+        given["SOURCE_DIR"] = "/somewhere"
     recipe = build(stage, bindings=tuple(f"{name}={value!r}" for name, value in given.items()))
     assert {task.data.path for task in recipe.mixture.tasks} == {"/somewhere"}
     assert (recipe.seed, recipe.train_steps, recipe.feed.batch_size) == (7, 12_345, 48)
@@ -106,12 +112,20 @@ def test_every_binding_has_an_effect(stage: Path) -> None:
 
 @every_stage
 def test_it_trains_sharded_in_its_tiny_mode(stage: Path, examples: Callable, tmp_path: Path) -> None:
-    recipe = build(stage, TINY, bindings=SHARDED)
-    assert recipe.train_steps == 2
-    examples(recipe)
-    outcome = train(recipe, tmp_path)
-    losses = [r["train/loss"] for r in read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in r]
-    assert outcome.step == len(losses) == 2 and all(map(math.isfinite, losses))
+    """A stage that needs what earlier ones leave behind comes after them, as in `recjax run`."""
+    before = [s for s in recipe_files(stage.parent.name) if s.stem < stage.stem and "%STAGES" in stage.read_text()]
+    for earlier in [*before, stage]:
+        if earlier != stage and f"'{earlier.stem}'" not in stage.read_text():
+            continue
+        recipe = build(earlier, TINY, bindings=SHARDED, stages=tmp_path)
+        examples(recipe)
+        outcome = train(recipe, tmp_path / earlier.stem)
+        for kind in read_header(earlier).infer.replace(",", " ").split() if earlier != stage else ():
+            infer_run(
+                load(recipe, tmp_path / earlier.stem), kind=kind, out=tmp_path / earlier.stem / "artifacts" / kind
+            )
+    losses = [r["train/loss"] for r in read_metrics(tmp_path / stage.stem / "metrics.jsonl") if "train/loss" in r]
+    assert recipe.train_steps == outcome.step == len(losses) == 2 and all(map(math.isfinite, losses))
     assert outcome.best is not None and math.isfinite(outcome.best)
 
 

@@ -1,6 +1,7 @@
 """The HTTP service over exported bundles.
 
     POST /v1/recommend  {"user_history": [ids, oldest first], "k": 10, "exclude_seen": true, "model": name}
+                        and for models that read times "history_time": [seconds since 1970], "time": now by default
     GET  /v1/models     what is served
     GET  /healthz       200 once every shape is compiled
     GET  /metrics       Prometheus text
@@ -109,7 +110,7 @@ def create_app(
         bundle = _choose(named, question.model)
         if not 1 <= question.k <= bundle.max_k:
             raise RequestError(f"k is {question.k}", where="k", expected=f"1 to {bundle.max_k}")
-        encoded = bundle.encode(question.user_history)
+        encoded = bundle.encode(question.user_history, question.history_time, question.time)
         metrics.history(bundle.name, len(question.user_history), encoded.unknown)
         if not encoded.is_known:
             raise _stranger(bundle, question, encoded)

@@ -19,7 +19,7 @@ import numpy as np
 
 from recjax.core.errors import RequestError
 from recjax.serve.bundle import Bundle
-from recjax.serve.features import Encoded, pad
+from recjax.serve.features import Encoded, pad, pad_times
 from recjax.serve.request import MAX_HISTORY
 
 SEEN = 256  # seen items of most requests; more of them take the widest shape, in two batch sizes only
@@ -63,7 +63,8 @@ class Batcher:
         shapes = {self._shape(count, seen) for count in range(1, self._max_batch + 1) for seen in (SEEN, MAX_HISTORY)}
         for count, width in sorted(shapes):
             length = self._bundle.history_length
-            self._bundle.recommend(pad([], count=count, width=length), pad([], count=count, width=width))
+            times = pad_times([], self._bundle.times, count=count, width=length)
+            self._bundle.recommend(pad([], count=count, width=length), pad([], count=count, width=width), *times)
         return len(shapes)
 
     async def start(self) -> None:
@@ -126,9 +127,12 @@ class Batcher:
         start = time.perf_counter()
         seen = [w.encoded.seen_ids if w.exclude_seen else w.encoded.seen_ids[:0] for w in batch]
         count, width = self._shape(len(batch), max(len(ids) for ids in seen))
+        length = self._bundle.history_length
         history = [w.encoded.history_ids for w in batch]
         scores, rows = self._bundle.recommend(
-            pad(history, count=count, width=self._bundle.history_length), pad(seen, count=count, width=width)
+            pad(history, count=count, width=length),
+            pad(seen, count=count, width=width),
+            *pad_times([w.encoded for w in batch], self._bundle.times, count=count, width=length),
         )
         self._on_batch(len(batch), time.perf_counter() - start)
         return [Answer(scores[i], rows[i]) for i in range(len(batch))]

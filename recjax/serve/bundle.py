@@ -24,7 +24,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from recjax.core.errors import BundleError, ExamplesError
+from recjax.core.errors import BundleError, ExamplesError, RequestError
 from recjax.core.folder import Manifest, check_files, hash_of, read_manifest
 from recjax.data.vocab import ItemVocab
 from recjax.serve import features
@@ -51,26 +51,43 @@ class Bundle:
         self.name: str = self.manifest["name"]
         self.max_k: int = self.manifest["max_k"]
         self.history_length: int = self.manifest["history_length"]
+        self.times: str = self.manifest.get("times", "none")
         self.vocab = self._load_vocab()
         self.titles = self._load_titles()
         self._function = self._load_function()
         self._weights = jax.device_put(self._load_weights())
         self._call = jax.jit(self._function.call)
 
-    def encode(self, user_history: list[int | str]) -> features.Encoded:
-        """The feature code of this bundle for one user's item ids, oldest first."""
-        return features.encode_history(user_history, self.vocab, self.history_length)
+    def encode(
+        self, user_history: list[int | str], history_time: list[int] | None = None, time: int | None = None
+    ) -> features.Encoded:
+        """The feature code of this bundle for one user's item ids, oldest first, their times and that of the question.
 
-    def recommend(self, history_ids: np.ndarray, seen_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        Raises `RequestError` when the model reads times that are not given.
+        """
+        if self.times != "none" and history_time is None:
+            raise RequestError(
+                "history_time is missing",
+                where="body",
+                expected=f"the seconds since 1970 of each event: {self.name} reads them",
+            )
+        return features.encode_history(
+            user_history, self.vocab, self.history_length, history_time=history_time, time=time
+        )
+
+    def recommend(
+        self, history_ids: np.ndarray, seen_ids: np.ndarray, *times: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 [b, max_k] and rows int32 [b, max_k], best first, for int32 [b, l] and [b, n] (0 is padding).
 
-        Row 0 with score -inf stands where no item is left. Every new (b, n) compiles once.
+        `times` int32, as `times` of the manifest says: none, those of the events [b, l], also the question's [b]. Row
+        0 with score -inf stands where no item is left. Every new (b, n) compiles once.
         """
-        scores, rows = self._call(self._weights, history_ids, seen_ids)
+        scores, rows = self._call(self._weights, history_ids, seen_ids, *times)
         return np.asarray(scores), np.asarray(rows)
 
     def _check_features(self) -> None:
-        schema = schema_of(self.manifest["history_length"], self.manifest["max_k"])
+        schema = schema_of(self.manifest["history_length"], self.manifest["max_k"], self.manifest.get("times", "none"))
         found = self.manifest["schema"]
         if found != schema or self.manifest["schema_hash"] != hash_of(schema):
             raise BundleError(
@@ -145,14 +162,20 @@ def shapes_of(weights: dict[str, Any]) -> dict[str, str]:
     return {name: f"{array.dtype} {list(array.shape)}" for name, array in weights.items()}
 
 
-def schema_of(history_length: int, max_k: int) -> dict[str, Any]:
+def schema_of(history_length: int, max_k: int, times: str) -> dict[str, Any]:
     """What the exported function takes and gives and which feature code makes it; the manifest carries its hash."""
+    more = {
+        "none": {},
+        "history": {"history_time": f"int32 [b, {history_length}]"},
+        "target": {"history_time": f"int32 [b, {history_length}]", "query_time": "int32 [b]"},
+    }[times]
     return {
         "features": {"name": features.NAME, "version": features.VERSION},
         "arguments": {
             "weights": "safetensors by name",
             "history_ids": f"int32 [b, {history_length}]",
             "seen_ids": "int32 [b, n]",
+            **more,
         },
         "results": {"scores": f"float32 [b, {max_k}]", "rows": f"int32 [b, {max_k}]"},
     }

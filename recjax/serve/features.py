@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from time import time as clock
 
 import numpy as np
 
@@ -21,10 +22,16 @@ VERSION = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """One user: `history_ids` int32 [at most history_length], `seen_ids` int32 [n] without repeats."""
+    """One user: `history_ids` int32 [at most history_length], `seen_ids` int32 [n] without repeats.
+
+    `history_time` are the times of `history_ids` and `query_time` that of the question, in seconds since 1970 as
+    int32 (what goes beyond wraps around; only differences count).
+    """
 
     history_ids: np.ndarray
     seen_ids: np.ndarray
+    history_time: np.ndarray
+    query_time: np.ndarray
     unknown: int  # events of the whole history whose item is not in the vocabulary
 
     @property
@@ -33,13 +40,23 @@ class Encoded:
         return bool((self.history_ids >= FIRST_ITEM).any())
 
 
-def encode_history(user_history: Sequence[int | str], vocab: ItemVocab, history_length: int) -> Encoded:
-    """Encode the item ids of one user, oldest first."""
+def encode_history(
+    user_history: Sequence[int | str],
+    vocab: ItemVocab,
+    history_length: int,
+    *,
+    history_time: Sequence[int] | None = None,
+    time: int | None = None,
+) -> Encoded:
+    """Encode the item ids of one user, oldest first; without `time` the question is asked now."""
+    times = np.zeros(len(user_history), np.int64) if history_time is None else np.array(history_time, np.int64)
     rows = vocab.encode(list(user_history))
     known = rows[rows >= FIRST_ITEM]
     return Encoded(
         history_ids=rows[-history_length:],
         seen_ids=np.unique(known).astype(np.int32),
+        history_time=times[-history_length:].astype(np.int32),
+        query_time=np.array(int(clock()) if time is None else time, np.int64).astype(np.int32),
         unknown=int(np.count_nonzero(rows == OOV)),
     )
 
@@ -50,3 +67,13 @@ def pad(rows: Sequence[np.ndarray], *, count: int, width: int) -> np.ndarray:
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return out
+
+
+def pad_times(users: Sequence[Encoded], times: str, *, count: int, width: int) -> list[np.ndarray]:
+    """What a bundle reads of time, by the `times` of its manifest, for `count` rows as `pad` makes them."""
+    if times == "none":
+        return []
+    found = [pad([user.history_time for user in users], count=count, width=width)]
+    return [*found, pad([user.query_time[None] for user in users], count=count, width=1)[:, 0]][
+        : 1 + (times == "target")
+    ]

@@ -29,6 +29,12 @@ SCHEMA: dict[str, Any] = {
             "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
             "description": "item ids, oldest first",
         },
+        "history_time": {
+            "type": "array",
+            "items": {"type": "integer"},
+            "description": "seconds since 1970 of each event of user_history, for models that read them",
+        },
+        "time": {"type": "integer", "description": "seconds since 1970 when the answer is wanted; now when left out"},
         "k": {"type": "integer", "minimum": 1, "default": DEFAULT_K, "description": "items wanted, at most max_k"},
         "exclude_seen": {"type": "boolean", "default": True, "description": "leave out what is in user_history"},
         "model": {"type": "string", "description": "name of a served bundle; the first one when left out"},
@@ -41,6 +47,8 @@ class Question:
     """A request of the right form; `k` is not yet compared with the bundle."""
 
     user_history: list[int | str]
+    history_time: list[int] | None = None
+    time: int | None = None
     k: int = DEFAULT_K
     exclude_seen: bool = True
     model: str = ""
@@ -78,6 +86,7 @@ def _check_fields(value: Mapping[str, Any]) -> None:
     for i, item in enumerate(history):
         if isinstance(item, bool) or not isinstance(item, int | str):
             raise _wrong(f"user_history[{i}]", item, "an item id: text or a whole number")
+    _check_times(value, len(history))
     k = value.get("k", DEFAULT_K)
     if isinstance(k, bool) or not isinstance(k, int):
         raise _wrong("k", k, "a whole number")
@@ -85,6 +94,20 @@ def _check_fields(value: Mapping[str, Any]) -> None:
         raise _wrong("exclude_seen", value["exclude_seen"], "true or false")
     if not isinstance(value.get("model", ""), str):
         raise _wrong("model", value["model"], "the name of a served bundle")
+
+
+def _check_times(value: Mapping[str, Any], events: int) -> None:
+    times = value.get("history_time", [0] * events)
+    if not isinstance(times, list) or len(times) != events:
+        raise RequestError(
+            "history_time does not go with user_history",
+            where="history_time",
+            expected=f"a list of {events} times, one for each event",
+        )
+    named = [*((f"history_time[{i}]", time) for i, time in enumerate(times)), ("time", value.get("time", 0))]
+    for name, time in named:
+        if isinstance(time, bool) or not isinstance(time, int) or abs(time) >= 2**62:
+            raise _wrong(name, time, "seconds since 1970, a whole number")
 
 
 def _wrong(what: str, value: Any, expected: str) -> RequestError:

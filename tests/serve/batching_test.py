@@ -15,25 +15,30 @@ from recjax.serve.request import MAX_HISTORY
 
 
 class Stub(Bundle):
-    """In place of a loaded bundle: row i of the answer is the sum of history i and the number of its seen items."""
+    """In place of a loaded bundle: row i of the answer is the sum of history i and the number of its seen items.
 
-    name, history_length, max_k = "stub", 4, 2
+    The time of the question less that of the first event is added to the sum.
+    """
+
+    name, history_length, max_k, times = "stub", 4, 2, "target"
 
     def __init__(self):
         self.shapes, self.gate = [], threading.Event()
         self.gate.set()
 
-    def recommend(self, history_ids, seen_ids):
+    def recommend(self, history_ids, seen_ids, history_time, query_time):
         self.gate.wait(10)
         self.shapes.append((history_ids.shape, seen_ids.shape))
         if (history_ids == 666).any():
             raise FloatingPointError("broken")
-        scores = np.repeat(history_ids.sum(1, keepdims=True), 2, 1).astype(np.float32)
+        scores = np.repeat((history_ids.sum(1) + query_time - history_time[:, 0])[:, None], 2, 1).astype(np.float32)
         return scores, np.repeat((seen_ids > 0).sum(1, keepdims=True), 2, 1)
 
 
 def encoded(history, seen=()):
-    return Encoded(history_ids=np.array(history, np.int32), seen_ids=np.array(seen, np.int32), unknown=0)
+    history, seen = (np.array(ids, np.int32) for ids in (history, seen))
+    asked = np.asarray(history[0] + 5, np.int32)
+    return Encoded(history_ids=history, seen_ids=seen, history_time=history + 5, query_time=asked, unknown=0)
 
 
 def run(stub, work, **options):
