@@ -3,39 +3,41 @@
 A model's query is its `hidden` at the last real position of a user's history, scored against the model's own
 `table` by the exact search of `recjax.index.exact`; the jitted step is compiled once per batch shape. A user without
 any history has a zero query, so all items score alike and come in row order, which is by popularity. Baselines see
-the same users, remove the same seen items and are ranked by the same rule. Nothing is sampled: the candidates are
-the whole catalogue. Results do not depend on batch size, mesh or number of processes.
+the same users, remove the same seen items and are ranked by the same rule. The candidates are the whole catalogue;
+a ranking among sampled candidates comes beside it when asked for. Results do not depend on batch size, mesh or number
+of processes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from recjax.baselines.fit import BASELINES, Ground
-from recjax.baselines.harness import Ranked, rank_batches
+from recjax.baselines.harness import Ranked, Scorer, rank_batches
 from recjax.baselines.records import Records
-from recjax.core.errors import ConfigError, ExamplesError, TrainingError
+from recjax.core.errors import ConfigError, ExamplesError
 from recjax.core.module import Functional, Params
 from recjax.core.sharding import Mesh
+from recjax.data.candidates import draw_candidates
 from recjax.data.examples import Examples
 from recjax.data.pipeline import eval_batches
-from recjax.data.sampled import HeldExamples
-from recjax.index.exact import rank_and_top_k
-from recjax.index.scoring import LOWEST
+from recjax.data.sampled import HeldExamples, View
+from recjax.data.vocab import FIRST_ITEM
 from recjax.metrics.buckets import item_buckets, popularity_percentile, user_buckets
-from recjax.metrics.topk import Coverage, Mean, merge, topk_state, values
+from recjax.metrics.topk import Coverage
 from recjax.protocol import Evaluation, protocol_of, shown_users
-from recjax.results import Result, System
+from recjax.ranking import make_step, read, run_late
+from recjax.results import Result, System, per_user_values
+from recjax.slices import Task
 
-__all__ = ["MODEL", "Evaluation", "Evaluator", "evaluate", "rank_baselines", "result_of"]
+__all__ = ["MODEL", "Evaluation", "Evaluator", "evaluate", "fit_baselines", "rank_baselines", "result_of"]
 
 MODEL = "model"
 _BY_SLOT = ("history_ids", "history_time", "query_time", "positions", "segment_ids")
@@ -53,10 +55,14 @@ class Evaluator:
         config: Evaluation,
         model: Functional | None = None,
         history_length: int = 0,
-        times: str | bool = "none",
+        times: str = "none",
+        temperature: float = 1.0,
         mesh: Mesh | None = None,
     ) -> None:
-        """Raises `ConfigError` when a cut-off exceeds the catalogue, `ExamplesError` for a split without users."""
+        """`temperature` is what the training objective divides scores by, for the likelihood of a target.
+
+        Raises `ConfigError` when a cut-off exceeds the catalogue, `ExamplesError` for a split without users.
+        """
         vocab = examples.vocab
         if config.k[-1] > vocab.num_items:
             raise ConfigError(
@@ -67,14 +73,35 @@ class Evaluator:
         self.split, self.config, self.mesh = split, config, mesh
         self.examples = HeldExamples(examples.path, examples.manifest, config.max_users, config.seed)
         self.valid = vocab.valid
-        users = Records.of(self.examples, split).user_index
-        if not len(users):
-            raise ExamplesError(f"the split {split!r} has no users to rank", where=str(examples.path))
-        self.shown = np.random.default_rng(config.seed).permutation(users)[: config.samples]
-        self._history_length, self._model = history_length, model
-        self.times = times or "none"
+        self.history_length, self.model, self.times, self.temperature = history_length, model, times, temperature
         self._percentile = popularity_percentile(examples.item_count, vocab.valid)
-        self._step = None if model is None else jax.jit(_make_step(model, k=config.k[-1], block=config.block))
+        self._step = None
+        if model is not None:
+            self._step = make_step(model, k=config.k[-1], block=config.block, temperature=temperature)
+        self._look()
+
+    def _look(self) -> None:
+        """What follows from the users of the split."""
+        self.records = Records.of(self.examples, self.split)
+        if not len(self.records):
+            raise ExamplesError(f"the split {self.split!r} has no users to rank", where=str(self.examples.path))
+        users = self.records.user_index
+        self.shown = np.random.default_rng(self.config.seed).permutation(users)[: self.config.samples]
+        self.candidates: np.ndarray | None = None
+        if self.config.candidates:
+            seen, offsets = self.records.seen_items()
+            rows = slice(FIRST_ITEM, FIRST_ITEM + self.examples.vocab.num_items)
+            self.candidates = draw_candidates(
+                seen, offsets, self.records.label, users, rows, self.config.candidates, self.config.seed
+            )
+        self._by_number = np.argsort(users, kind="stable")
+
+    def through(self, view: View) -> Evaluator:
+        """The same evaluation of records changed by a view (`recjax.data.views`); what is compiled is shared."""
+        other = copy.copy(self)
+        other.examples = self.examples.through(self.split, view)
+        other._look()
+        return other
 
     def __call__(self, params: Params) -> System:
         """Rank every user with the model; `TrainingError` when the model's output is not a number."""
@@ -82,30 +109,49 @@ class Evaluator:
         with self.mesh.activate() if self.mesh else contextlib.nullcontext():
             return self.collect(self._model_batches(params), started)
 
+    def rank_with(self, scorer: Scorer, started: float | None = None) -> System:
+        """Rank every user with a baseline; its time counts from `started`."""
+        batches = rank_batches(
+            scorer,
+            self.records,
+            self.valid,
+            self.config.k[-1],
+            remove_seen=self.config.seen == "removed",
+            candidates=self.candidates,
+        )
+        return self.collect(batches, time.perf_counter() if started is None else started, scorer.settings)
+
     def collect(self, batches: Iterable[Ranked], started: float, settings: Mapping[str, Any] | None = None) -> System:
         """Metrics over batches of ranked users."""
         ks = self.config.k
-        state: dict[str, Mean] = {}
         coverage = Coverage(len(self.valid), ks)
-        users, ranks = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+        popular = {k: np.zeros(2) for k in ks}
         recommended: dict[int, list[int]] = {}
-        for found in batches:
-            state = merge(state, topk_state(found.rank, ks))
-            coverage.add(found.rows)
+        found: list[Ranked] = []
+        for part in batches:
+            coverage.add(part.rows)
             for k in ks:
-                rows = found.rows[:, :k][found.rows[:, :k] > 0]
-                state = merge(state, {f"popularity@{k}": Mean(float(self._percentile[rows].sum()), len(rows))})
-            for at in np.flatnonzero(np.isin(found.user_index, self.shown)):
-                recommended[int(found.user_index[at])] = found.rows[at].tolist()
-            users.append(found.user_index)
-            ranks.append(found.rank)
-        order = np.argsort(np.concatenate(users), kind="stable")
+                rows = part.rows[:, :k][part.rows[:, :k] > 0]
+                popular[k] += self._percentile[rows].sum(), len(rows)
+            for at in np.flatnonzero(np.isin(part.user_index, self.shown)):
+                recommended[int(part.user_index[at])] = part.rows[at].tolist()
+            found.append(part._replace(rows=part.rows[:, 0]))
+        order = np.argsort(np.concatenate([f.user_index for f in found]), kind="stable")
+        rank, best = (np.concatenate([getattr(f, name) for f in found])[order] for name in ("rank", "rows"))
+        more = {
+            name: None if found[0]._asdict()[name] is None else np.concatenate([getattr(f, name) for f in found])[order]
+            for name in ("nll", "sampled_rank")
+        }
+        means = {name: float(values.mean()) for name, values in per_user_values(rank, ks, **more).items()}
+        means |= {f"popularity@{k}": float(total / max(count, 1)) for k, (total, count) in popular.items()}
         return System(
-            rank=np.concatenate(ranks)[order],
-            values=values(state) | coverage.values(self.valid),
+            rank=rank,
+            values=means | coverage.values(self.valid),
+            best=best,
             recommended=recommended,
             settings=settings or {},
             seconds=time.perf_counter() - started,
+            **more,
         )
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
@@ -120,32 +166,41 @@ class Evaluator:
             self.examples,
             self.split,
             batch_size=size,
-            history_length=self._history_length,
+            history_length=self.history_length,
             times=self.times,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
         lengths = np.sort(self.examples.source(self.split).lengths)[::-1]
         for batch, longest in zip(batches, lengths[::size].tolist(), strict=True):
-            width = min(max(_SMALLEST_WIDTH, 1 << (longest - 1).bit_length()), self._history_length)
+            width = min(max(_SMALLEST_WIDTH, 1 << (longest - 1).bit_length()), self.history_length)
             if batch["segment_ids"][:, width:].any():
                 raise ValueError("evaluation batches are not in order of length")
-            yield {k: v[:, :width] if k in _BY_SLOT else v for k, v in batch.items()}
+            batch = {k: v[:, :width] if k in _BY_SLOT else v for k, v in batch.items()}
+            batch["query_at"] = (batch["segment_ids"] > 0).sum(axis=1, dtype=np.int32)[:, None] - 1
+            yield self._completed(batch)
+
+    def _completed(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the protocol adds to a batch or takes away."""
+        if self.config.seen == "kept":
+            batch["seen_ids"] = np.zeros_like(batch["seen_ids"][:, :1])
+        if self.candidates is not None:
+            users = self.records.user_index[self._by_number]
+            at = np.searchsorted(users, np.maximum(batch["user_index"], users[0]))
+            drawn = self.candidates[self._by_number[at]]
+            batch["candidate_ids"] = np.where((batch["row_weight"] > 0)[:, None], drawn, 0)
+        return batch
+
+    def place(self, batch: dict[str, np.ndarray]) -> Mapping[str, Any]:
+        """A batch where the mesh wants it."""
+        return self.mesh.put_batch(batch) if self.mesh else batch
 
     def _model_batches(self, params: Params) -> Iterator[Ranked]:
-        if self._step is None:
+        step = self._step
+        if step is None:
             raise ValueError("this evaluator was made without a model")
-        waiting = None
-        for batch in self.batches():
-            if self.config.seen == "kept":
-                batch["seen_ids"] = np.zeros_like(batch["seen_ids"][:, :1])
-            placed = self.mesh.put_batch(batch) if self.mesh else batch
-            started = self._step(params, placed, self.valid)
-            if waiting is not None:
-                yield _read(*waiting)
-            waiting = placed, started
-        if waiting is not None:
-            yield _read(*waiting)
+        for batch, outputs in run_late(lambda b: step(params, b, self.valid), map(self.place, self.batches())):
+            yield read(batch, outputs)
 
 
 def evaluate(
@@ -157,13 +212,21 @@ def evaluate(
     config: Evaluation | None = None,
     history_length: int,
     times: str = "none",
+    temperature: float = 1.0,
     mesh: Mesh | None = None,
     protocol: Mapping[str, Any] | None = None,
 ) -> Result:
     """The model and the baselines of `config` on one split; `protocol` adds to the protocol block (seeds, recipe)."""
     config = config or Evaluation()
     evaluator = Evaluator(
-        examples, split=split, config=config, model=model, history_length=history_length, times=times, mesh=mesh
+        examples,
+        split=split,
+        config=config,
+        model=model,
+        history_length=history_length,
+        times=times,
+        mesh=mesh,
+        temperature=temperature,
     )
     return result_of(
         evaluator,
@@ -172,35 +235,50 @@ def evaluate(
     )
 
 
-def rank_baselines(evaluator: Evaluator) -> dict[str, System]:
-    """Every baseline of the config over the evaluator's users; empty when there is none."""
+def fit_baselines(evaluator: Evaluator) -> dict[str, tuple[Scorer, float]]:
+    """Every baseline of the config, and the seconds that fitting took."""
     config, examples = evaluator.config, evaluator.examples
     if not config.baselines:
         return {}
-    records, remove_seen = Records.of(examples, evaluator.split), config.seen == "removed"
     ground = Ground(
         train=Records.of(examples, "train"),
         tuning=Records.of(examples, "valid"),
         item_count=examples.item_count,
         valid=evaluator.valid,
-        remove_seen=remove_seen,
+        remove_seen=config.seen == "removed",
         seed=config.seed,
     )
-    systems = {}
+    fitted = {}
     for name in config.baselines:
         started = time.perf_counter()
         scorer = BASELINES[name](ground)
-        batches = rank_batches(scorer, records, ground.valid, config.k[-1], remove_seen=remove_seen)
-        systems[name] = evaluator.collect(batches, started, scorer.settings)
-    return systems
+        fitted[name] = scorer, time.perf_counter() - started
+    return fitted
 
 
-def result_of(evaluator: Evaluator, systems: Mapping[str, System], protocol: Mapping[str, Any]) -> Result:
+def rank_baselines(evaluator: Evaluator, fitted: Mapping[str, tuple[Scorer, float]] | None = None) -> dict[str, System]:
+    """Every baseline of the config over the evaluator's users; empty when there is none."""
+    fitted = fit_baselines(evaluator) if fitted is None else fitted
+    return {n: evaluator.rank_with(scorer, time.perf_counter() - took) for n, (scorer, took) in fitted.items()}
+
+
+def result_of(
+    evaluator: Evaluator,
+    systems: Mapping[str, System],
+    protocol: Mapping[str, Any],
+    hard: Mapping[str, Task] | None = None,
+) -> Result:
     """Systems ranked by one evaluator, side by side; `protocol` adds to the protocol block, its seeds to the seeds."""
     config, examples = evaluator.config, evaluator.examples
-    records = Records.of(examples, evaluator.split)
-    records = records.take(np.argsort(records.user_index, kind="stable"))
-    stated = protocol_of(config, examples, evaluator.split, len(records), times=evaluator.times)
+    records = evaluator.records.take(np.argsort(evaluator.records.user_index, kind="stable"))
+    stated = protocol_of(
+        config,
+        examples,
+        evaluator.split,
+        len(records),
+        times=evaluator.times,
+        temperature=evaluator.temperature,
+    )
     return Result(
         systems=systems,
         user_index=records.user_index,
@@ -212,40 +290,5 @@ def result_of(evaluator: Evaluator, systems: Mapping[str, System], protocol: Map
         seed=config.seed,
         protocol={**stated, **protocol, "seeds": {**protocol.get("seeds", {}), **stated["seeds"]}},
         samples=shown_users(evaluator.shown.tolist(), examples, records, systems),
+        hard=hard or {},
     )
-
-
-def _make_step(model: Functional, *, k: int, block: int) -> Callable[..., tuple[jax.Array, ...]]:
-    """(params, batch, valid) -> rank [b], rows [b, k], whether query and score of the target are numbers [b]."""
-
-    def step(params: Params, batch: Mapping[str, jax.Array], valid: jax.Array) -> tuple[jax.Array, ...]:
-        out = model.apply(params, batch, train=False, key=None)
-        events = jnp.sum(batch["segment_ids"] > 0, axis=1)
-        last = jnp.maximum(events - 1, 0)[:, None, None]
-        query = jnp.take_along_axis(out["hidden"], last, axis=1)[:, 0].astype(jnp.float32)
-        query = jnp.where((events > 0)[:, None], query, 0.0)
-        found = rank_and_top_k(
-            query, out["table"], batch["label_ids"], k, valid=valid, exclude_ids=batch["seen_ids"], block=block
-        )
-        return found.rank, found.rows, jnp.all(jnp.isfinite(query), axis=1) & (found.label_scores != LOWEST)
-
-    return step
-
-
-def _read(batch: Mapping[str, Any], outputs: tuple[jax.Array, ...]) -> Ranked:
-    """The results of a batch on the host, from all processes, without the rows that fill it."""
-    rank, rows, is_finite = (_fetch(x) for x in outputs)
-    real = _fetch(batch["row_weight"]) > 0
-    if not is_finite[real].all():
-        raise TrainingError(
-            f"the model's output is not a number for {int((~is_finite[real]).sum())} of {int(real.sum())} users",
-            mend="evaluate an earlier checkpoint, or lower the learning rate and train again",
-        )
-    user_index, label = _fetch(batch["user_index"]).astype(np.int64), _fetch(batch["label_ids"])
-    return Ranked(user_index[real], label[real], rank[real], rows[real])
-
-
-def _fetch(x: Any) -> np.ndarray:
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-    return np.asarray(x)

@@ -22,6 +22,9 @@ from recjax.index.scoring import BLOCK
 from recjax.results import System
 
 SEEN = ("removed", "kept")
+DEFAULT_BASELINES = ("popularity", "item_graph", "item_knn")
+HARD = ("long_tail", "cold_users", "domains", "robustness", "trajectory", "older", "future", "item_quality")
+_COUNTS = (("candidates", 0), ("recent", 0))
 _SHOWN = 5
 
 
@@ -33,6 +36,9 @@ class Evaluation:
     the candidates (the target never is) or "kept". `max_users` evaluates a fixed sample of users drawn by `seed`
     (None: all). Users with at most `cold_events` training events are cold. `baselines` come from `BASELINES`.
     Intervals are from `bootstrap_samples` resamples. `samples` users are shown with their recommendations.
+    `candidates` above 0 also ranks the target among so many unseen items drawn for each user, beside the full
+    ranking. `hard` are further tasks of `HARD` (see `recjax.hard`), taken when a run is evaluated, not while it is
+    trained; `recent` is what they call the latest events (0: the history length of the model).
     """
 
     k: Sequence[int] = (5, 10, 50)
@@ -41,7 +47,10 @@ class Evaluation:
     block: int = BLOCK
     max_users: int | None = None
     cold_events: int = 5
-    baselines: Sequence[str] = tuple(BASELINES)
+    baselines: Sequence[str] = DEFAULT_BASELINES
+    candidates: int = 0
+    hard: Sequence[str] = ()
+    recent: int = 0
     bootstrap_samples: int = 1000
     samples: int = 3
     seed: int = 0
@@ -50,25 +59,27 @@ class Evaluation:
         ks = tuple(sorted(set(self.k)))
         object.__setattr__(self, "k", ks)
         object.__setattr__(self, "baselines", tuple(self.baselines))
+        object.__setattr__(self, "hard", tuple(self.hard))
         if not ks or any(not isinstance(k, int) or k < 1 for k in ks):
             raise ConfigError(f"Evaluation.k = {self.k!r}", expected="cut-offs of at least 1, such as (5, 10, 50)")
         if self.seen not in SEEN:
             raise ConfigError(f"Evaluation.seen = {self.seen!r}", expected=" or ".join(map(repr, SEEN)))
-        for name, least in (("batch_size", 1), ("block", 1), ("bootstrap_samples", 1), ("samples", 0)):
+        for name, least in (("batch_size", 1), ("block", 1), ("bootstrap_samples", 1), ("samples", 0), *_COUNTS):
             if getattr(self, name) < least:
                 raise ConfigError(f"Evaluation.{name} = {getattr(self, name)}", expected=f"at least {least}")
         if self.max_users is not None and self.max_users < 1:
             raise ConfigError(f"Evaluation.max_users = {self.max_users}", expected="at least 1, or None for all users")
-        unknown = sorted(set(self.baselines) - set(BASELINES))
-        if unknown:
-            raise ConfigError(
-                f"no baseline {unknown[0]!r}", where="Evaluation.baselines", expected=", ".join(BASELINES)
-            )
+        for given, known in (("baselines", tuple(BASELINES)), ("hard", HARD)):
+            unknown = sorted(set(getattr(self, given)) - set(known))
+            if unknown:
+                raise ConfigError(f"there is no {unknown[0]!r}", where=f"Evaluation.{given}", expected=", ".join(known))
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The names of all metrics that an evaluation gives."""
-        return tuple(f"{name}@{k}" for name in ("recall", "ndcg", "mrr", "popularity", "coverage") for k in self.k)
+        ranked = [f"{name}@{k}" for name in ("recall", "ndcg", "mrr") for k in self.k] + ["mrr"]
+        sampled = [f"sampled_{name}" for name in ranked] if self.candidates else []
+        return (*ranked, "nll", *sampled, *(f"{name}@{k}" for name in ("popularity", "coverage") for k in self.k))
 
     def shown(self) -> tuple[str, str]:
         """The two metrics that a line of progress shows: recall and NDCG at 10, or at the largest cut-off."""
@@ -77,11 +88,17 @@ class Evaluation:
 
 
 def protocol_of(
-    config: Evaluation, examples: Examples, split: str, users: int, *, times: str = "none"
+    config: Evaluation,
+    examples: Examples,
+    split: str,
+    users: int,
+    *,
+    times: str = "none",
+    temperature: float = 1.0,
 ) -> dict[str, Any]:
     """The protocol block of metrics.json: everything that must be equal for two numbers to be comparable.
 
-    `times` is what the model is told of times (`Feed.times`).
+    `times` is what the model is told of times (`Feed.times`), `temperature` what its scores are divided by in `nll`.
     """
     manifest = examples.manifest
     counts = manifest.get("counts", {})
@@ -94,6 +111,10 @@ def protocol_of(
         "seen": config.seen,
         "target": "ranked even where the user had it before",
         "candidates": "the whole catalogue, nothing sampled",
+        "sampled_candidates": config.candidates,
+        "sampled_rule": _sampled_rule(config),
+        "nll": "nats: cross-entropy of the target under a softmax over the whole catalogue, nothing removed, "
+        f"logits = score / {temperature:g}",
         "catalogue_size": examples.vocab.num_items,
         "catalogue_rule": manifest.get("catalogue_rule"),
         "rank_rule": "score descending, then row ascending; rows are in order of training popularity",
@@ -114,6 +135,15 @@ def protocol_of(
         "vocabulary_hash": examples.vocab.hash,
         "examples_hash": examples.hash,
     }
+
+
+def _sampled_rule(config: Evaluation) -> str:
+    if not config.candidates:
+        return "no sampled metrics"
+    return (
+        f"sampled_...: rank among {config.candidates} items drawn uniformly without replacement from those the user "
+        "never had, by seed and user; ties by row as in the full ranking. They flatter: compare the full ranking."
+    )
 
 
 def shown_users(

@@ -204,6 +204,7 @@ class Assembly:
             model=self.model,
             history_length=self.recipe.feed.history_length,
             times=self.recipe.feed.times,
+            temperature=next((t for o in self.recipe.objectives if (t := getattr(o, "temperature", None))), 1.0),
             mesh=self.mesh,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -118,14 +119,49 @@ def test_equals_brute_force(examples, model, params, seen):
     assert len(found.recommended) == 3
 
 
+def test_likelihood_is_that_of_a_softmax_over_the_whole_catalogue(examples, model, params):
+    evaluator = Evaluator(examples, split="test", config=CONFIG, model=model, history_length=LENGTH, temperature=0.5)
+    found, table = evaluator(params), np.asarray(params["table"], np.float64)
+    expected = []
+    for events in histories():
+        logits = table @ (table[events[-2]] * 0.5) / 0.5
+        expected.append(np.log(np.exp(logits[2 : 2 + ITEMS]).sum()) - logits[events[-1]])
+    np.testing.assert_allclose(found.nll, expected, rtol=1e-5)
+    assert found.values["nll"] == pytest.approx(np.mean(expected), rel=1e-6)
+    assert found.values["mrr"] == pytest.approx(np.mean(1 / (found.rank + 1.0)))
+
+
+def test_a_rank_among_sampled_candidates_comes_beside_the_full_one(examples, model, params):
+    config = Evaluation(k=(1, 5), batch_size=8, candidates=20, baselines=("popularity",), seed=4)
+    result = evaluate(model, params, examples, config=config, history_length=LENGTH)
+    full = evaluate(model, params, examples, config=dataclasses.replace(config, candidates=0), history_length=LENGTH)
+    evaluator = evaluator_of(examples, model, config)
+    table, count = np.asarray(params["table"]), examples.item_count
+    assert evaluator.candidates is not None
+    for user, events in enumerate(histories()):
+        drawn = evaluator.candidates[evaluator.records.user_index == user][0].tolist()
+        assert len(set(drawn)) == 20 and not set(drawn) & set(events.tolist())
+        for name, scores in (("model", table @ (table[events[-2]] * np.float32(0.5))), ("popularity", count)):
+            order = sorted([*drawn, events[-1]], key=lambda r, s=scores: (-s[r], r))
+            sampled = result.systems[name].sampled_rank
+            assert sampled is not None and sampled[user] == order.index(events[-1])
+            assert result.systems[name].rank[user] == full.systems[name].rank[user]
+    metrics = result.metrics()
+    assert {"sampled_recall@5", "sampled_ndcg@5", "sampled_mrr", "recall@5"} <= set(metrics["intervals"]["popularity"])
+    assert metrics["rows"]["model"].keys() == set(config.metrics)
+    assert metrics["protocol"]["sampled_candidates"] == 20 and full.metrics()["protocol"]["sampled_candidates"] == 0
+
+
 @pytest.mark.parametrize(("shape", "preset"), [("data=8", "data"), ("data=4,model=2", "fsdp_model")])
 def test_batch_and_mesh_do_not_matter(examples, model, params, shape, preset):
-    expected = evaluator_of(examples, model, Evaluation(k=(1, 5, 10), batch_size=64))(params)
+    expected = evaluator_of(examples, model, Evaluation(k=(1, 5, 10), batch_size=64, candidates=9))(params)
     mesh = make_mesh(MeshConfig(shape=shape, preset=preset))
     placed = jax.tree.map(jax.device_put, params, mesh.shardings(model.axes))
-    found = evaluator_of(examples, model, Evaluation(k=(1, 5, 10), batch_size=13, block=50), mesh)(placed)
+    found = evaluator_of(examples, model, Evaluation(k=(1, 5, 10), batch_size=13, block=50, candidates=9), mesh)(placed)
     np.testing.assert_array_equal(found.rank, expected.rank)
-    assert dict(found.values) == pytest.approx(dict(expected.values), rel=1e-12)
+    assert found.values["nll"] == pytest.approx(expected.values["nll"], rel=1e-6)
+    one, other = ({k: v for k, v in s.values.items() if k != "nll"} for s in (found, expected))
+    assert one == pytest.approx(other, rel=1e-12)
     assert found.recommended == expected.recommended
 
 
@@ -220,9 +256,9 @@ def test_two_runs_are_compared_user_by_user(examples, model, params, tmp_path):
 def test_a_user_without_history_gets_the_catalogue_by_popularity(examples, model, params):
     evaluator = evaluator_of(examples, model)
     batch = next(evaluator.batches())
-    batch = {**batch, "history_ids": batch["history_ids"] * 0, "segment_ids": batch["segment_ids"] * 0}
-    rank, _, _ = evaluator._step(params, {**batch, "seen_ids": batch["seen_ids"] * 0}, evaluator.valid)
-    np.testing.assert_array_equal(rank, batch["label_ids"] - FIRST_ITEM)
+    batch = {**batch, "history_ids": batch["history_ids"] * 0, "query_at": batch["query_at"] * 0 - 1}
+    found = evaluator._step(params, {**batch, "seen_ids": batch["seen_ids"] * 0}, evaluator.valid)
+    np.testing.assert_array_equal(found.rank, batch["label_ids"] - FIRST_ITEM)
 
 
 def test_an_output_that_is_not_a_number_is_an_error(examples, model, params):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax.baselines.records import Records
-from recjax.index.exact import rank_scores
+from recjax.index.exact import place_among, rank_scores
 from recjax.metrics.topk import Mean, merge, topk_state
 
 TUNING_USERS = 2000
@@ -38,27 +38,43 @@ class Scorer(Protocol):
 
 
 class Ranked(NamedTuple):
-    """What ranking a batch of users gives: rank int32 [n] of each label, best rows int32 [n, k] (0: none)."""
+    """What ranking a batch of users gives: rank int32 [n] of each label, best rows int32 [n, k] (0: none).
+
+    Also the rank among sampled candidates and the negative log-likelihood of the label, where there are any.
+    """
 
     user_index: np.ndarray
     label: np.ndarray
     rank: np.ndarray
     rows: np.ndarray
+    sampled_rank: np.ndarray | None = None
+    nll: np.ndarray | None = None
 
 
 Settings = TypeVar("Settings")
 
 
-def rank_batches(scorer: Scorer, records: Records, valid: np.ndarray, k: int, *, remove_seen: bool) -> Iterator[Ranked]:
-    """Rank every user's label among the `valid` rows, a batch of users at a time."""
+def rank_batches(
+    scorer: Scorer,
+    records: Records,
+    valid: np.ndarray,
+    k: int,
+    *,
+    remove_seen: bool,
+    candidates: np.ndarray | None = None,
+) -> Iterator[Ranked]:
+    """Rank every user's label among the `valid` rows, a batch of users at a time, and among `candidates` [n, c]."""
     size = int(np.clip(_CELLS // len(valid), 1, 512))
     for start in range(0, len(records), size):
         part = records.take(np.arange(start, min(start + size, len(records))))
         seen = part.padded() if remove_seen else np.zeros((len(part), 1), np.int32)
-        fill = size - len(part)
-        found = _rank(_fill(scorer.scores(part), fill), _fill(part.label, fill), valid, _fill(seen, fill), k)
+        fill, scores = size - len(part), scorer.scores(part)
+        found = _rank(_fill(scores, fill), _fill(part.label, fill), valid, _fill(seen, fill), k)
         rank, rows = (np.asarray(x)[: len(part)] for x in (found.rank, found.rows))
-        yield Ranked(part.user_index, part.label, rank, rows)
+        among = None
+        if candidates is not None:
+            among = _rank_among(scores, part.label, candidates[start : start + len(part)])
+        yield Ranked(part.user_index, part.label, rank, rows, among)
 
 
 def choose(
@@ -99,3 +115,10 @@ def _fill(rows: np.ndarray, count: int) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=4)
 def _rank(scores: jax.Array, label: jax.Array, valid: jax.Array, seen: jax.Array, k: int):
     return rank_scores(jnp.asarray(scores), label, k, valid=valid, exclude_ids=seen)
+
+
+def _rank_among(scores: np.ndarray, label: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """The label's place among its candidates, by the order of `recjax.index.exact`."""
+    rows = np.concatenate([label[:, None], candidates], axis=1)
+    picked = np.take_along_axis(scores, rows, axis=1).astype(np.float32)
+    return np.asarray(place_among(*map(jnp.asarray, (picked, label, candidates))))

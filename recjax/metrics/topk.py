@@ -3,9 +3,10 @@
 `rank` is the 0-based place of the target among all candidates (`recjax.index.exact`). With one target per user,
 for a cut-off k:
     recall@k = [rank < k]      ndcg@k = [rank < k] / log2(rank + 2)      mrr@k = [rank < k] / (rank + 1)
+and without a cut-off mrr = 1 / (rank + 1).
 Rows that only fill a batch carry weight 0. States of parts of the data add up to the state of the whole, whatever
-way it was cut. numpy in float64: by the time a metric is taken, a user is one integer. Sampled candidates are not
-supported on purpose: they change the order of systems.
+way it was cut. numpy in float64: by the time a metric is taken, a user is one integer. A rank among sampled
+candidates makes other metrics, which may order systems otherwise: they are named `sampled_...` wherever they appear.
 """
 
 import dataclasses
@@ -34,12 +35,12 @@ State = Mapping[str, Mean]
 
 
 def per_user(rank: Int[np.ndarray, " n"], ks: Sequence[int]) -> dict[str, Float[np.ndarray, " n"]]:
-    """`recall@k`, `ndcg@k` and `mrr@k` of every user, for every k."""
+    """`recall@k`, `ndcg@k` and `mrr@k` of every user, for every k, and `mrr`."""
     place = rank.astype(np.float64)
     values = {f"recall@{k}": (rank < k).astype(np.float64) for k in ks}
     values |= {f"ndcg@{k}": np.where(rank < k, 1.0 / np.log2(place + 2.0), 0.0) for k in ks}
     values |= {f"mrr@{k}": np.where(rank < k, 1.0 / (place + 1.0), 0.0) for k in ks}
-    return values
+    return values | {"mrr": 1.0 / (place + 1.0)}
 
 
 def topk_state(

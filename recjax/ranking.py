@@ -1,0 +1,125 @@
+"""Users ranked by a model: the step that is compiled, and its results on the host.
+
+A model's query is its `hidden` at the slot after which the next item is asked for (`query_at`), scored against the
+model's own `table`. A model that can compute just those slots cheaply answers with `query` [b, q, d] instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from recjax.baselines.harness import Ranked
+from recjax.core.errors import TrainingError
+from recjax.core.module import Functional, Params
+from recjax.core.rows import take_rows
+from recjax.index.exact import rank_among, rank_and_top_k, top_k
+from recjax.index.scoring import LOWEST, log_partition
+
+
+class Outputs(NamedTuple):
+    """What a step finds for every query: see `Ranked`; `is_finite` [b] says that query and target score are numbers."""
+
+    rank: jax.Array
+    rows: jax.Array
+    is_finite: jax.Array
+    nll: jax.Array
+    sampled_rank: jax.Array | None
+
+
+Step = Callable[[Params, Mapping[str, Any], Any], Outputs]
+
+
+def queries_of(out: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> jax.Array:
+    """float32 [b * q, d]: the model's output at the slots `query_at` [b, q], zero where a slot is below 0."""
+    at = batch["query_at"]
+    if "query" in out:
+        query = out["query"]
+    else:
+        query = jnp.take_along_axis(out["hidden"], jnp.maximum(at, 0)[..., None], axis=1)
+    query = jnp.where((at >= 0)[..., None], query.astype(jnp.float32), 0.0)
+    return query.reshape(-1, query.shape[-1])
+
+
+def make_step(model: Functional, *, k: int, block: int, temperature: float) -> Step:
+    """(params, batch, valid) -> `Outputs` for the queries of the batch.
+
+    The likelihood is that of a softmax over all valid items, none removed, of scores divided by `temperature`.
+    """
+
+    def step(params: Params, batch: Mapping[str, jax.Array], valid: jax.Array) -> Outputs:
+        out = model.apply(params, batch, train=False, key=None)
+        query, table, label = queries_of(out, batch), out["table"], batch["label_ids"]
+        found = rank_and_top_k(query, table, label, k, valid=valid, exclude_ids=batch["seen_ids"], block=block)
+        partition = log_partition(query / temperature, table, valid=valid, block=block)
+        among = batch.get("candidate_ids")
+        return Outputs(
+            found.rank,
+            found.rows,
+            jnp.all(jnp.isfinite(query), axis=1) & (found.label_scores != LOWEST),
+            partition - found.label_scores / temperature,
+            None if among is None else rank_among(query, table, label, among),
+        )
+
+    return jax.jit(step)
+
+
+def make_recommend(model: Functional, *, k: int, block: int, mean_of_items: bool) -> Callable[..., jax.Array]:
+    """(params, batch, valid) -> the best `k` rows [b, k]; the query is the mean of the history's item vectors if asked.
+
+    That mean asks the item vectors alone, without the encoder, what they know of tastes.
+    """
+
+    def recommend(params: Params, batch: Mapping[str, jax.Array], valid: jax.Array) -> jax.Array:
+        out = model.apply(params, batch, train=False, key=None)
+        table, query = out["table"], queries_of(out, batch)
+        if mean_of_items:
+            ids = batch["history_ids"]
+            held = valid[ids] & (batch["segment_ids"] > 0)
+            rows = take_rows(table, ids)[0] if table.ndim == 2 else jnp.take_along_axis(table, ids[..., None], axis=1)
+            total = jnp.sum(jnp.where(held[..., None], rows.astype(jnp.float32), 0.0), axis=1)
+            query = total / jnp.maximum(held.sum(axis=1, keepdims=True), 1)
+        return top_k(query, table, k, valid=valid, exclude_ids=batch["seen_ids"], block=block)[1]
+
+    return jax.jit(recommend)
+
+
+def run_late(run: Callable[[Any], Any], batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """(batch, run(batch)) one behind, so that the next batch is made while the device works on the last."""
+    waiting = None
+    for batch in batches:
+        started = batch, run(batch)
+        if waiting is not None:
+            yield waiting
+        waiting = started
+    if waiting is not None:
+        yield waiting
+
+
+def read(batch: Mapping[str, Any], outputs: Outputs) -> Ranked:
+    """The results of a batch on the host, from all processes, without the rows that fill it.
+
+    Raises `TrainingError` when the model's output is not a number.
+    """
+    rank, rows, is_finite, nll = (fetch(x) for x in outputs[:4])
+    real = fetch(batch["row_weight"]) > 0
+    if not is_finite[real].all():
+        raise TrainingError(
+            f"the model's output is not a number for {int((~is_finite[real]).sum())} of {int(real.sum())} users",
+            mend="evaluate an earlier checkpoint, or lower the learning rate and train again",
+        )
+    user_index, label = fetch(batch["user_index"]).astype(np.int64), fetch(batch["label_ids"])
+    among = None if outputs.sampled_rank is None else fetch(outputs.sampled_rank)[real]
+    return Ranked(user_index[real], label[real], rank[real], rows[real], among, nll[real])
+
+
+def fetch(x: Any) -> np.ndarray:
+    """An array of all processes as numpy."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
