@@ -211,7 +211,7 @@ def recommend_to_someone(bundle: Bundle, examples: Examples, user_index: int, k:
     times = {}
     if bundle.times != "none":
         times = {"history_time": example["times"][known].tolist(), "time": int(example["label_time"])}
-    encoded = bundle.encode([items[at] for at in known], **times)
+    encoded = bundle.encode([item for item in items if item is not None], **times)
     history = pad([encoded.history_ids], count=1, width=bundle.history_length)
     when = pad_times([encoded], bundle.times, count=1, width=bundle.history_length)
     scores, rows = bundle.recommend(history, encoded.seen_ids[None, :], *when)
