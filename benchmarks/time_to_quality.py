@@ -41,9 +41,8 @@ def main() -> None:
     for steps in args.steps:
         minutes, rows = run(args, steps)
         model, graph = rows["model"], rows["item_graph"]
-        lines.append(
-            f"| {steps:,} | {minutes:.1f} | {model['recall@10']:.4f} | {model['ndcg@10']:.4f} | {graph['ndcg@10']:.4f} |"
-        )
+        values = [model["recall@10"], model["ndcg@10"], graph["ndcg@10"]]
+        lines.append(f"| {steps:,} | {minutes:.1f} | " + " | ".join(f"{value:.4f}" for value in values) + " |")
         print(lines[-1], flush=True)
     out = HERE / "results" / "time_to_quality.md"
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
