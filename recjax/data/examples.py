@@ -32,7 +32,7 @@ from recjax.data.record import Columns, Field, Schema
 from recjax.data.shards import SHARD_BYTES, DiskSource, ExampleSource, ShardWriter, read_all
 from recjax.data.vocab import ItemVocab
 
-FORMAT = 2
+FORMAT = 3
 MEMORY_BYTES = 2 * 2**30
 _WHAT = "folder of prepared examples"
 

@@ -7,8 +7,8 @@ Order and ties: a user's events are in the order that the data directory gives t
 then file order). `leave_one_out` therefore breaks ties by file order; for `global_time` an event at exactly the cut-off
 time is after the cut-off.
 
-What `leave_one_out` does not promise: that no training event of another user is later than a test event. Only
-`global_time` does.
+What `leave_one_out` and `leave_last` do not promise: that no training event of another user is later than a test
+event. Only `global_time` does.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from recjax.core.errors import DataError
 SPLITS = ("train", "valid", "test")
 TIE_RULES = {
     "leave_one_out": "events of a user at the same time stay in file order",
+    "leave_last": "events of a user at the same time stay in file order",
     "global_time": "an event at the cut-off time is after it; events of a user at the same time stay in file order",
 }
 
@@ -84,22 +85,31 @@ class Cuts:
     """How each user's events are divided.
 
     The first `train_end` are for training. The event at `valid_at` (`test_at`) is the valid (test) target and all
-    events before it are its history; -1 where the user has no such target.
+    events before it are its history; -1 where the user has no such target. What is held out together with the target
+    goes on up to, and without, the event `valid_end` (`test_end`).
     """
 
     train_end: np.ndarray
     valid_at: np.ndarray
     test_at: np.ndarray
+    valid_end: np.ndarray
+    test_end: np.ndarray
 
 
 def leave_one_out(lengths: np.ndarray) -> Cuts:
     """The last event is for test, the one before for valid; users with fewer than three events only train."""
-    enough = lengths >= 3
-    return Cuts(
-        np.where(enough, lengths - 2, lengths),
-        np.where(enough, lengths - 2, -1),
-        np.where(enough, lengths - 1, -1),
-    )
+    return leave_last(lengths, 1)
+
+
+def leave_last(lengths: np.ndarray, held_out: int) -> Cuts:
+    """The last `held_out` events are for test, of which the first is the target; the event before them is for valid.
+
+    Users with fewer than `held_out + 2` events only train.
+    """
+    enough = lengths >= held_out + 2
+    test_at = np.where(enough, lengths - held_out, -1)
+    valid_at = np.where(enough, test_at - 1, -1)
+    return Cuts(np.where(enough, valid_at, lengths), valid_at, test_at, test_at, lengths)
 
 
 def cutoff_times(times: np.ndarray, *, valid_fraction: float, test_fraction: float) -> tuple[int, int]:
@@ -128,6 +138,8 @@ def global_time(lengths: np.ndarray, before_valid: np.ndarray, before_test: np.n
         before_valid,
         np.where(before_valid < before_test, before_valid, -1),
         np.where(before_test < lengths, before_test, -1),
+        before_test,
+        lengths,
     )
 
 

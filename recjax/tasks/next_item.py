@@ -16,7 +16,7 @@ from recjax.data.sources import DataDir
 from recjax.tasks.work import Work
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
-_SPLITS = ("leave_one_out", "global_time")
+_SPLITS = ("leave_one_out", "leave_last", "global_time")
 _CATALOGUES = ("interactions", "items")
 
 
@@ -24,9 +24,11 @@ _CATALOGUES = ("interactions", "items")
 class NextItem:
     """Next-item prediction over a data directory.
 
-    `split` is "leave_one_out" (each user's last event for test, the one before for valid) or "global_time" (the last
+    `split` is "leave_one_out" (each user's last event for test, the one before for valid), "leave_last" (the first
+    of each user's last `held_out` events for test, the event before it for valid) or "global_time" (the last
     `test_fraction` of the events in time are the test period, the `valid_fraction` before them the valid period; the
-    first event of a user in a period is the target). Users with fewer than `min_events` events are left out altogether.
+    first event of a user in a period is the target). A held-out example has as its `future` all events of the user
+    from the target on that are held out with it. Users with fewer than `min_events` events are left out altogether.
     `catalogue` says which items can be recommended: those of the "interactions" or those of the "items" table.
     """
 
@@ -34,6 +36,7 @@ class NextItem:
     split: str = "leave_one_out"
     valid_fraction: float = 0.1
     test_fraction: float = 0.1
+    held_out: int = 10
     min_events: int = 1
     catalogue: str = "interactions"
     name: str = "next_item"
@@ -50,8 +53,9 @@ class NextItem:
             raise ConfigError(
                 f"NextItem.valid_fraction, test_fraction = {fractions}", expected="above 0, together below 1"
             )
-        if self.min_events < 1:
-            raise ConfigError(f"NextItem.min_events = {self.min_events}", expected="at least 1")
+        for name in ("held_out", "min_events"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"NextItem.{name} = {getattr(self, name)}", expected="at least 1")
 
     def work(self) -> Work:
         """Read and divide the data (`next_item_work.py`).

@@ -18,6 +18,7 @@ from recjax.data.history import (
     events_before,
     global_time,
     histories,
+    leave_last,
     leave_one_out,
 )
 from recjax.data.record import Column, Field
@@ -48,7 +49,10 @@ def make_work(task: NextItem, tables: Tables) -> Work:
     if log.times is not None:
         user["times"] = Column(log.times, log.offsets)
     times = "times" in user
-    valid, test = (Column(at.astype(np.int32)) for at in (cuts.valid_at, cuts.test_at))
+    held_out = {
+        "valid": _held_out(cuts.valid_at, cuts.valid_end),
+        "test": _held_out(cuts.test_at, cuts.test_end),
+    }
     facts = {
         "kind": "next_item",
         "split_rule": rule,
@@ -70,7 +74,7 @@ def make_work(task: NextItem, tables: Tables) -> Work:
         )
     return Work(
         name=task.name,
-        raw={"train": user, "valid": {**user, "target_at": valid}, "test": {**user, "target_at": test}},
+        raw={"train": user, **{split: {**user, **columns} for split, columns in held_out.items()}},
         steps=steps(rows),
         schemas={"train": _schema(times), "valid": _schema(times, True), "test": _schema(times, True)},
         vocab=vocab,
@@ -84,6 +88,9 @@ def _cuts(task: NextItem, log: Histories) -> tuple[Cuts, str]:
     if task.split == "leave_one_out":
         rule = "leave one out: the last event is the test target, the one before it the valid target"
         return leave_one_out(log.lengths), rule
+    if task.split == "leave_last":
+        rule = f"leave last: the first of the last {task.held_out} events is the test target, the one before it "
+        return leave_last(log.lengths, task.held_out), rule + "the valid target"
     if log.times is None:
         raise DataError(
             "the split global_time needs times",
@@ -95,6 +102,10 @@ def _cuts(task: NextItem, log: Histories) -> tuple[Cuts, str]:
     before = (events_before(log.times, log.offsets, t) for t in (valid, test))
     rule = f"global time: train before {valid}, valid from then on, test from {test} on (seconds since 1970); "
     return global_time(log.lengths, *before), rule + "the first event of a user in a period is the target"
+
+
+def _held_out(at: np.ndarray, end: np.ndarray) -> dict[str, Column]:
+    return {"target_at": Column(at.astype(np.int32)), "target_end": Column(end.astype(np.int32))}
 
 
 def _catalogue(task: NextItem, tables: Tables, log: Histories, counts: np.ndarray) -> tuple[ItemVocab, pl.DataFrame]:
@@ -136,8 +147,8 @@ def steps(rows: np.ndarray) -> tuple[Step, ...]:
 def make_example(user: Example) -> Example:
     """The training example of a user, or, when `target_at` is there, the held-out one.
 
-    Training has the events up to `train_end`; a held-out example has the event number `target_at` as label and all
-    events before it.
+    Training has the events up to `train_end`; a held-out example has the event number `target_at` as label, all events
+    before it, and as `future` the events from it on up to `target_end` (`future_events` many).
     """
     end = user["target_at"] if "target_at" in user else user["train_end"]
     example = {"user_index": user["user_index"], "items": user["items"][:end]}
@@ -146,8 +157,11 @@ def make_example(user: Example) -> Example:
     if "target_at" in user:
         example["label"] = user["items"][end]
         example["train_events"] = user["train_end"]
+        example["future"] = user["items"][end : user["target_end"]]
+        example["future_events"] = user["target_end"] - end
         if "times" in user:
             example["label_time"] = user["times"][end]
+            example["future_times"] = user["times"][end : user["target_end"]]
     return example
 
 
@@ -165,7 +179,9 @@ def _schema(times: bool, held_out: bool = False) -> tuple[Field, ...]:
     fields += [Field(name="times", dtype="int64", rank=1)] if times else []
     if held_out:
         fields += [Field(name="label", dtype="int32", rank=0), Field(name="train_events", dtype="int32", rank=0)]
-        fields += [Field(name="label_time", dtype="int64", rank=0)] if times else []
+        fields += [Field(name="future", dtype="int32", rank=1), Field(name="future_events", dtype="int32", rank=0)]
+        timed = [Field(name="label_time", dtype="int64", rank=0), Field(name="future_times", dtype="int64", rank=1)]
+        fields += timed if times else []
     return tuple(fields)
 
 

@@ -99,7 +99,7 @@ def _features(work: Work) -> dict[str, Any]:
     schemas = list(work.schemas.values())
     for field in {field.name: field for schema in schemas for field in schema}.values():
         features[field.name] = seqio.Feature(
-            rows if field.name in ("items", "label") else seqio.PassThroughVocabulary(0),
+            rows if field.name in ("items", "label", "future") else seqio.PassThroughVocabulary(0),
             add_eos=False,
             required=all(field in schema for schema in schemas),
             dtype=tf.as_dtype(field.dtype),

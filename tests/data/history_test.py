@@ -8,6 +8,7 @@ from recjax.data.history import (
     events_before,
     global_time,
     histories,
+    leave_last,
     leave_one_out,
 )
 
@@ -76,6 +77,20 @@ def test_leave_one_out_is_the_last_two_events(seed: int) -> None:
         assert (events[: cuts.train_end[user]], valid, test) == expected
 
 
+@pytest.mark.parametrize("held_out", [1, 2, 10])
+def test_leave_last_holds_out_the_last_events_and_one_before(held_out: int) -> None:
+    cuts = leave_last(np.arange(1, 30), held_out)
+    for length, train, valid, test, valid_end, test_end in zip(
+        range(1, 30), cuts.train_end, cuts.valid_at, cuts.test_at, cuts.valid_end, cuts.test_end, strict=True
+    ):
+        if length < held_out + 2:
+            assert (train, valid, test) == (length, -1, -1)
+            continue
+        parts = [range(train), range(valid, valid_end), range(test, test_end)]
+        assert [len(p) for p in parts] == [length - held_out - 1, 1, held_out]
+        assert [k for p in parts for k in p] == list(range(length))
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_global_time_agrees_with_a_loop_over_events(seed: int) -> None:
     log = histories(random_log(seed))
@@ -94,6 +109,8 @@ def test_global_time_agrees_with_a_loop_over_events(seed: int) -> None:
         assert list(range(cuts.train_end[user])) == train
         assert cuts.valid_at[user] == (valid[0] if valid else -1)
         assert cuts.test_at[user] == (test[0] if test else -1)
+        assert list(range(cuts.valid_at[user], cuts.valid_end[user])) == valid or not valid
+        assert list(range(cuts.test_at[user], cuts.test_end[user])) == test or not test
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -47,6 +47,8 @@ def train_events_by_hand(task: NextItem, tables: Tables) -> list[list[tuple[str,
     users = users_of(task, tables)
     if task.split == "leave_one_out":
         return [events[:-2] if len(events) >= 3 else events for events in users]
+    if task.split == "leave_last":
+        return [events[: -task.held_out - 1] if len(events) >= task.held_out + 2 else events for events in users]
     valid_time, _ = cutoffs_by_hand(users)
     return [[event for event in events if event[1] < valid_time] for events in users]
 
@@ -58,21 +60,31 @@ def cut_by_hand(task: NextItem, tables: Tables) -> dict[str, list[dict[str, Any]
     for index, (events, train) in enumerate(zip(users, trained, strict=True)):
         if task.split == "leave_one_out":
             targets = {"valid": len(events) - 2, "test": len(events) - 1} if len(events) >= 3 else {}
+            ends = {"valid": len(events) - 1, "test": len(events)}
+        elif task.split == "leave_last":
+            first = len(events) - task.held_out
+            targets = {"valid": first - 1, "test": first} if first >= 2 else {}
+            ends = {"valid": first, "test": len(events)}
         else:
             later = sum(time < cutoffs_by_hand(users)[1] for _, time in events)
             targets = {"valid": len(train)} if len(train) < later else {}
             targets |= {"test": later} if later < len(events) else {}
+            ends = {"valid": later, "test": len(events)}
         if len(train) >= 2:
             found["train"].append({"user_index": index, "events": train})
         for split, at in targets.items():
             if at >= 1:
                 example = {"events": events[:at], "label": events[at], "train_events": len(train)}
+                example["future"] = events[at : ends[split]]
                 found[split].append({"user_index": index, **example})
     return found
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("settings", [{}, {"split": "global_time"}, {"min_events": 4}, {"catalogue": "items"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"split": "global_time"}, {"min_events": 4}, {"catalogue": "items"}, {"split": "leave_last", "held_out": 4}],
+)
 def test_examples_agree_with_a_cut_by_hand(seed: int, settings: dict[str, Any]) -> None:
     task, tables = NextItem(**settings), random_tables(seed)
     work = task.work_on(tables)
@@ -93,6 +105,11 @@ def test_examples_agree_with_a_cut_by_hand(seed: int, settings: dict[str, Any]) 
             if split != "train":
                 assert (one["label"], one["label_time"]) == (row[other["label"][0]], other["label"][1])
                 assert one["train_events"] == other["train_events"]
+                assert one["future"].tolist() == [row.get(i, OOV) for i, _ in other["future"]]
+                assert one["future_times"].tolist() == [t for _, t in other["future"]]
+                assert one["future_events"] == len(other["future"]) and one["future"][0] == one["label"]
+                if task.split == "leave_last":
+                    assert one["future_events"] == (task.held_out if split == "test" else 1)
 
 
 @pytest.mark.parametrize("split", ["leave_one_out", "global_time"])
@@ -138,7 +155,7 @@ def test_times_are_optional() -> None:
     work: Work = NextItem().work_on(random_tables(2, times=False))
     for split in ("train", "test"):
         names = {f.name for f in work.schemas[split]}
-        assert not names & {"times", "label_time"}
+        assert not names & {"times", "label_time", "future_times"}
         assert set(next(iter(examples_of(work, split)))) == names
 
 
@@ -161,6 +178,7 @@ def test_examples_one_by_one_become_columns_again() -> None:
         {"valid_fraction": 0.6, "test_fraction": 0.4},
         {"test_fraction": float("nan")},
         {"min_events": 0},
+        {"held_out": 0},
         {"name": "a/b"},
         {"name": ".hidden"},
     ],

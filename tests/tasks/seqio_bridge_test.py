@@ -43,7 +43,14 @@ def joined(parts: list[dict[str, Column]]) -> dict[str, np.ndarray]:
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(
-    "settings", [{}, {"split": "global_time"}, {"catalogue": "items"}, {"split": "global_time", "min_events": 12}]
+    "settings",
+    [
+        {},
+        {"split": "global_time"},
+        {"catalogue": "items"},
+        {"split": "global_time", "min_events": 12},
+        {"split": "leave_last", "held_out": 5},
+    ],
 )
 def test_seqio_and_numpy_give_the_same_examples(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seqio_bridge, "_AT_ONCE", 16)
