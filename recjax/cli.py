@@ -31,6 +31,7 @@ VERBS = {
     "export": "write a bundle for serving",
     "serve": "answer requests over HTTP from bundles",
     "run": "all stages of a recipe in order, then a report: measured beside published",
+    "study": "scaling studies: grid of runs, laws, a larger model foretold, trained and compared",
 }
 _HELP = """usage: recjax VERB [--help] [options]
 

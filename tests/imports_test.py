@@ -28,6 +28,11 @@ INSIDE = {
     "tasks": (*FILES_AND_ERRORS, "data"),
     "serve": (*FILES_AND_ERRORS, "data.vocab", "index"),
     "baselines": (*FILES_AND_ERRORS, "data", "index", "metrics"),
+    # An entry point with files of its own.
+    "study": (
+        *("core", "data", "losses", "models", "nn", "command", "cli", "evaluate", "evaluation", "plots", "prepare"),
+        *("recipe", "results", "tables", "train", "trained"),
+    ),
 }
 # Files that may import more than their folder.
 MORE = {"serve/__main__.py": ("cli",)}
