@@ -13,10 +13,10 @@ from pathlib import Path
 from recjax import cli, command
 from recjax.core import distributed
 from recjax.core.errors import ConfigError
-from recjax.evaluation import MODEL, rank_baselines, result_of
+from recjax.evaluation import assess
 from recjax.recipe import Recipe
 from recjax.results import METRICS, PER_USER, Comparison, Result, compare
-from recjax.tables import Table, buckets_table, differences_table, number, signed, systems_table
+from recjax.tables import Table, buckets_table, differences_table, hard_tables, number, signed, systems_table
 from recjax.trained import load
 
 SPLITS = ("test", "valid")
@@ -31,14 +31,13 @@ def evaluate_run(
     """
     run = load(recipe, workdir, checkpoint=checkpoint, cache=cache)
     evaluator = run.assembly.evaluator(split)
-    systems = {MODEL: evaluator(run.params), **rank_baselines(evaluator)}
     stated = {
         "history_length": recipe.feed.history_length,
         "recipe": recipe.name,
         "checkpoint_step": run.step,
         "seeds": {"recipe": recipe.seed},
     }
-    result = result_of(evaluator, systems, stated)
+    result = assess(evaluator, run.params, stated)
     if distributed.is_lead():
         result.save(workdir / split)
     return result
@@ -114,7 +113,7 @@ def main(argv: list[str]) -> int:
         metrics = result.metrics()
         world = "simulated data" if metrics["protocol"]["simulated"] else metrics["protocol"]["task"]
         note = f"{metrics['protocol']['users']:,} users of {world}, split {split}; {workdir / split / METRICS}"
-        show([systems_table(metrics), differences_table(metrics), buckets_table(metrics)], note)
+        show([systems_table(metrics), differences_table(metrics), buckets_table(metrics), *hard_tables(metrics)], note)
     return 0
 
 

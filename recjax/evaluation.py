@@ -37,7 +37,7 @@ from recjax.ranking import make_step, read, run_late
 from recjax.results import Result, System, per_user_values
 from recjax.slices import Task
 
-__all__ = ["MODEL", "Evaluation", "Evaluator", "evaluate", "fit_baselines", "rank_baselines", "result_of"]
+__all__ = ["MODEL", "Evaluation", "Evaluator", "assess", "evaluate", "fit_baselines", "rank_baselines", "result_of"]
 
 MODEL = "model"
 _BY_SLOT = ("history_ids", "history_time", "query_time", "positions", "segment_ids")
@@ -106,8 +106,12 @@ class Evaluator:
     def __call__(self, params: Params) -> System:
         """Rank every user with the model; `TrainingError` when the model's output is not a number."""
         started = time.perf_counter()
-        with self.mesh.activate() if self.mesh else contextlib.nullcontext():
+        with self.on_devices():
             return self.collect(self._model_batches(params), started)
+
+    def on_devices(self) -> contextlib.AbstractContextManager[None]:
+        """Where the model is called: under the mesh, if there is one."""
+        return self.mesh.activate() if self.mesh else contextlib.nullcontext()
 
     def rank_with(self, scorer: Scorer, started: float | None = None) -> System:
         """Rank every user with a baseline; its time counts from `started`."""
@@ -154,7 +158,7 @@ class Evaluator:
             **more,
         )
 
-    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, *, packed: bool = True) -> Iterator[dict[str, np.ndarray]]:
         """This process's batches of the split, without slots that are padding in every row of every process.
 
         The batch size is rounded up to what mesh and processes divide. Lengths are cut to a few widths, so that few
@@ -228,11 +232,16 @@ def evaluate(
         mesh=mesh,
         temperature=temperature,
     )
-    return result_of(
-        evaluator,
-        {MODEL: evaluator(params), **rank_baselines(evaluator)},
-        {"history_length": history_length, **(protocol or {})},
-    )
+    return assess(evaluator, params, {"history_length": history_length, **(protocol or {})})
+
+
+def assess(evaluator: Evaluator, params: Params, protocol: Mapping[str, Any]) -> Result:
+    """The model beside the baselines and, where the config names any, the hard tasks."""
+    from recjax.hard import hard_tasks  # which is made of evaluations itself
+
+    fitted = fit_baselines(evaluator)
+    systems = {MODEL: evaluator(params), **rank_baselines(evaluator, fitted)}
+    return result_of(evaluator, systems, protocol, hard_tasks(evaluator, params, systems, fitted))
 
 
 def fit_baselines(evaluator: Evaluator) -> dict[str, tuple[Scorer, float]]:

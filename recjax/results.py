@@ -114,6 +114,12 @@ class Result:
                 arrays[f"nll/{name}"] = system.nll.astype(np.float32)
             if system.sampled_rank is not None:
                 arrays[f"sampled_rank/{name}"] = system.sampled_rank.astype(np.int32)
+        for task, found in self.hard.items():
+            for group, users in found.groups.items():
+                arrays[f"hard/{task}/{group}/user_index"] = users.user_index
+                for name, columns in users.values.items():
+                    shown = [metric for metric in found.shown if metric in columns]
+                    arrays |= {f"hard/{task}/{group}/{name}/{m}": columns[m].astype(np.float32) for m in shown}
         beside = _beside(folder / PER_USER)
         with open(beside, "wb") as file:
             np.savez_compressed(

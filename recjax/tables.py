@@ -105,6 +105,39 @@ def buckets_table(metrics: Mapping[str, Any]) -> Table:
     return Table(title=f"{metric} by group", header=["", "users", *systems], rows=rows)
 
 
+def hard_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """One table for each hard task: groups down, every shown metric of every system across.
+
+    The title is the name of the task; what it measures is `metrics["hard"][task]["about"]`.
+    """
+    tables = []
+    for task, found in metrics.get("hard", {}).items():
+        groups = found["groups"]
+        systems = list(dict.fromkeys(system for group in groups.values() for system in group["rows"]))
+        columns = [
+            (metric, system)
+            for metric in found["shown"]
+            for system in systems
+            if any(metric in group["rows"].get(system, {}) for group in groups.values())
+        ]
+        rows = [
+            [name, f"{group['users']:,}", *(number(group["rows"].get(s, {}).get(m)) for m, s in columns)]
+            for name, group in groups.items()
+        ]
+        header = ["", "users", *(f"{metric} {system}" for metric, system in columns)]
+        tables.append(Table(title=task.replace("_", " "), header=header, rows=rows))
+    return tables
+
+
+def hard_section(metrics: Mapping[str, Any]) -> str:
+    """The hard tasks as a section of a report; empty where none was asked for."""
+    parts = []
+    for table, found in zip(hard_tables(metrics), metrics.get("hard", {}).values(), strict=True):
+        text = table.markdown() if table.rows else "No user of this split is in any group."
+        parts.append(f"### {table.title.capitalize()}\n\n{found['about'].strip()}.\n\n{text}")
+    return "\n\n".join(["## Hard tasks", *parts]) if parts else ""
+
+
 def protocol_table(metrics: Mapping[str, Any]) -> Table:
     """The protocol block, a line each."""
     rows = [[name.replace("_", " "), plain(value)] for name, value in metrics["protocol"].items()]

@@ -1,22 +1,26 @@
 """Batches for evaluation: one held-out target per row, every user exactly once, all processes in step.
 
 Rows go from the longest list of seen items to the shortest, so that the padded width of `seen_ids` takes only a few
-values and fits tightly. The last batch is filled up with rows of weight 0.
+values and fits tightly; where the time of the query is told, in order of that time among lists of a similar length,
+so that a model whose items change with time meets few times in a batch. The last batch is filled up with rows of
+weight 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from recjax.core.errors import ConfigError, ExamplesError
 from recjax.data.batch import Batch
 from recjax.data.examples import Examples
-from recjax.data.record import spans
-from recjax.data.shards import ExampleSource
+from recjax.data.record import Column, spans
+from recjax.data.shards import ExampleSource, MemorySource
 
 TIMES = ("none", "history", "target")
+_FEW = 16
 _SMALLEST_WIDTH = 32
 _WIDTH_STEP = 4
 
@@ -57,10 +61,11 @@ def eval_batches(
 
     [b = batch_size / process_count]: `history_ids`, `positions`, `segment_ids` (1 on real slots), [b, history_length],
     right-padded, holding the newest events; `label_ids`, `user_index`, `row_weight` [b]; `seen_ids` [b, n]: all events
-    before the target. n is `seen_length`, or one of few widths, the same on all processes. With `times` "history"
-    also `history_time`, and with "target" besides it `query_time` [b, history_length]: at every real slot the time of
-    the event after it, at the last one that of the target. Raises `ExamplesError` for a split without targets or
-    without the times asked for, or one with more seen items than `seen_length`.
+    before the target, or the field `seen` where the records have one. n is `seen_length`, or one of few widths, the
+    same on all processes. With `times` "history" also `history_time`, and with "target" besides it `query_time`
+    [b, history_length]: at every real slot the time of the event after it, at the last one that of the target. Raises
+    `ExamplesError` for a split without targets or without the times asked for, or one with more seen items than
+    `seen_length`.
     """
     if times not in TIMES:
         raise ConfigError(f"times = {times!r}", expected=" or ".join(map(repr, TIMES)))
@@ -74,7 +79,7 @@ def eval_batches(
             )
     rows = process_rows(batch_size, process_index, process_count)
     source = examples.source(split)
-    longest = int(source.lengths.max(initial=0))
+    longest = int(seen_of(source).lengths.max(initial=0))
     if seen_length is not None and seen_length < longest:
         raise ExamplesError(
             f"a user has seen {longest} items", where=f"seen_length = {seen_length}", expected=f"at least {longest}"
@@ -86,9 +91,15 @@ def _batches(
     source: ExampleSource, rows: slice, batch_size: int, history_length: int, seen_length: int | None, times: str
 ):
     order = np.argsort(-source.lengths, kind="stable")
-    widths = [seen_length] if seen_length is not None else seen_widths(int(source.lengths.max(initial=0)))
+    if times == "target" and len(order):
+        # Lengths up to the same power of two (16, 32, ...), which have the same width in whatever order they come.
+        bucket = np.ceil(np.log2(np.maximum(source.lengths, _FEW)))
+        values, at = source.read(np.arange(len(order)), ["label_time"])["label_time"]
+        order = np.lexsort((values[at], -bucket))
+    seen = seen_of(source).lengths
+    widths = [seen_length] if seen_length is not None else seen_widths(int(seen.max(initial=0)))
     for start in range(0, len(order), batch_size):
-        longest = int(source.lengths[order[start]])
+        longest = int(seen[order[start : start + batch_size]].max())
         width = next(w for w in widths if w >= longest)
         mine = order[start : start + batch_size][rows]
         yield _batch(source, mine, rows.stop - rows.start, history_length, width, times)
@@ -111,21 +122,46 @@ def _batch(source: ExampleSource, indices: np.ndarray, size: int, history_length
         values, at = found[field]
         batch[name][number] = values[at]
     batch["row_weight"][number] = 1
-    seen = source.lengths[indices].astype(np.int64)
+    whole = source.lengths[indices].astype(np.int64)
     items, begins = found["items"]
-    batch["seen_ids"].reshape(-1)[spans(number * width, seen)] = items[spans(begins, seen)]
-    length = np.minimum(seen, history_length)
+    fill_seen(batch["seen_ids"], source, indices, items, begins)
+    length = np.minimum(whole, history_length)
     slots = spans(number * history_length, length)
-    batch["history_ids"].reshape(-1)[slots] = items[spans(begins + seen - length, length)]
+    batch["history_ids"].reshape(-1)[slots] = items[spans(begins + whole - length, length)]
     batch["positions"].reshape(-1)[slots] = spans(np.zeros_like(length), length)
     batch["segment_ids"].reshape(-1)[slots] = 1
     if timed:
         values, begins = found["times"]
-        batch["history_time"].reshape(-1)[slots] = values[spans(begins + seen - length, length)]
+        batch["history_time"].reshape(-1)[slots] = values[spans(begins + whole - length, length)]
     if times == "target":
         later, (labels, at) = np.maximum(length - 1, 0), found["label_time"]
         query_time = batch["query_time"].reshape(-1)
-        query_time[spans(number * history_length, later)] = values[spans(begins + seen - later, later)]
+        query_time[spans(number * history_length, later)] = values[spans(begins + whole - later, later)]
         held = length > 0
         query_time[(number * history_length + length - 1)[held]] = labels[at][held]
     return batch
+
+
+class _Seen(NamedTuple):
+    lengths: np.ndarray
+    column: Column | None
+
+
+def seen_of(source: ExampleSource) -> _Seen:
+    """How many items each user has had, and the column that says which, where they are not the items of the record."""
+    if isinstance(source, MemorySource) and "seen" in source.columns:
+        column = source.columns["seen"]
+        return _Seen(column.lengths, column)
+    return _Seen(source.lengths.astype(np.int64), None)
+
+
+def fill_seen(
+    out: np.ndarray, source: ExampleSource, indices: np.ndarray, items: np.ndarray, begins: np.ndarray
+) -> None:
+    """Write what the users at `indices` have had into the rows of `out`, one user a row, from the left."""
+    lengths, column = seen_of(source)
+    if column is not None and column.offsets is not None:
+        items, begins = column.values, column.offsets[indices]
+    lengths = lengths[indices].astype(np.int64)
+    at = np.arange(len(indices)) * out.shape[1]
+    out.reshape(-1)[spans(at, lengths)] = items[spans(begins, lengths)]

@@ -14,16 +14,29 @@ ITEM_BUCKETS = ("head", "torso", "tail", "unseen")
 USER_BUCKETS = ("cold", "warm")
 
 
-def item_buckets(item_count: Float[np.ndarray, " v"], valid: Bool[np.ndarray, " v"]) -> Int[np.ndarray, " v"]:
-    """Index into `ITEM_BUCKETS` of every row, -1 where the row is not an item."""
+def mass_groups(
+    item_count: Float[np.ndarray, " v"], valid: Bool[np.ndarray, " v"], parts: int
+) -> Int[np.ndarray, " v"]:
+    """0 to parts - 1 for every row, from the most to the least popular: parts of equal number of training events.
+
+    An item is in part p while the items before it hold less than (p + 1) / parts of all events; items without events
+    are in the last part. -1 where the row is not an item.
+    """
     count = np.where(valid, item_count, 0).astype(np.float64)
     order = np.argsort(-count, kind="stable")
     before = np.concatenate([[0.0], np.cumsum(count[order])[:-1]])
-    buckets = np.empty(len(count), np.int8)
-    third = count.sum() / 3
-    buckets[order] = np.where(before < third, 0, np.where(before < 2 * third, 1, 2))
-    buckets[count == 0] = 3
-    buckets[~valid] = -1
+    groups = np.empty(len(count), np.int8)
+    bounds = count.sum() * np.arange(1, parts) / parts
+    groups[order] = np.searchsorted(bounds, before, side="right")
+    groups[count == 0] = parts - 1
+    groups[~valid] = -1
+    return groups
+
+
+def item_buckets(item_count: Float[np.ndarray, " v"], valid: Bool[np.ndarray, " v"]) -> Int[np.ndarray, " v"]:
+    """Index into `ITEM_BUCKETS` of every row, -1 where the row is not an item."""
+    buckets = mass_groups(item_count, valid, 3)
+    buckets[valid & (item_count == 0)] = 3
     return buckets
 
 

@@ -131,6 +131,9 @@ def _catalogue(task: NextItem, tables: Tables, log: Histories, counts: np.ndarra
     if title is not None and tables.items is not None:
         titles = tables.items.select("item_id", pl.col(title).cast(pl.String).alias("title"))
         items = items.join(titles, on="item_id", how="left", maintain_order="left")
+    if tables.items is not None and "domain" in tables.items.columns:
+        domains = tables.items.select("item_id", pl.col("domain").cast(pl.String))
+        items = items.join(domains, on="item_id", how="left", maintain_order="left")
     return vocab, items
 
 
