@@ -1,11 +1,12 @@
-"""A user's history to the next item: item table, positions, transformer.
+"""A user's history to the next item: item table, positions, encoder.
 
-One composition serves SASRec, LSRM and every other id-based sequence model. It returns hidden vectors and the table
+One composition serves SASRec, LSRM, HSTU, GRU4Rec and every other id-based sequence model that reads from left to
+right; one that fills in gaps is in `recjax.models.masked`. It returns hidden vectors and the table
 they are scored against, never logits over the catalogue: an objective or an evaluator makes those in chunks.
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,23 +21,28 @@ from recjax.nn.dropout import dropout
 from recjax.nn.embed import PAD, lookup_and_pass
 from recjax.nn.layout import Layout
 from recjax.nn.norm import unit
+from recjax.nn.recurrent import RecurrentConfig
 from recjax.nn.transformer import INIT_STD, TransformerConfig
+
+Encoder = TransformerConfig | RecurrentConfig
 
 
 class Sequence(Module):
     """Causal model of item histories; packed and padded rows alike.
 
-    `max_length` is the number of learned positions, counted within an example; the attribute is None where positions
-    are not learned. `scale_embedding` multiplies item vectors by sqrt(width) before positions are added (SASRec).
-    `normalize` scores by cosine: `hidden` and `table` come as unit vectors, in training, evaluation and bundle alike;
-    an objective then wants a temperature.
+    `max_length` is the number of learned positions, counted within an example; the attribute is the longest history
+    that the model can tell apart, None where there is no bound. `scale_embedding` multiplies item vectors by
+    sqrt(width) before positions are added (SASRec). `normalize` scores by cosine: `hidden` and `table` come as unit
+    vectors, in training, evaluation and bundle alike; an objective then wants a temperature.
     """
+
+    causal: ClassVar[bool] = True
 
     def __init__(
         self,
         *,
         num_rows: int,
-        encoder: TransformerConfig,
+        encoder: Encoder,
         max_length: int = 200,
         embedding_dropout: float = 0.0,
         scale_embedding: bool = False,
@@ -48,15 +54,22 @@ class Sequence(Module):
                 f"Sequence.embedding_dropout = {embedding_dropout}, max_length = {max_length}",
                 expected="a rate in [0, 1) and a length of at least 1",
             )
+        if encoder.causal != self.causal:
+            raise ConfigError(
+                f"the encoder of a {type(self).__name__} has causal = {encoder.causal}",
+                expected=f"causal = {self.causal}",
+                mend="models.masked.MaskedSequence fills in gaps with an encoder that sees both sides; "
+                "models.sequence.Sequence predicts what comes next",
+            )
         c = self.config = encoder
         self.embedding_dropout, self.scale_embedding = embedding_dropout, scale_embedding
         self.normalize = normalize
         normal = nnx.initializers.normal(INIT_STD)
         self.table = param(rngs, (num_rows, c.width), ("items", None), normal)
         self.head = None if c.tied_head else param(rngs, (num_rows, c.width), ("items", None), normal)
-        learned = c.position in ("learned", "learned_rotary")
-        self.max_length = max_length if learned else None
-        self.position = param(rngs, (max_length, c.width), (None, "embed"), normal) if learned else None
+        bounds = [c.longest, max_length if c.has_positions else None]
+        self.max_length = min((n for n in bounds if n is not None), default=None)
+        self.position = param(rngs, (max_length, c.width), (None, "embed"), normal) if c.has_positions else None
         self.encoder = c.make(rngs=rngs)
 
     def __call__(self, batch: dict[str, Any], *, train: bool, key: Key[Array, ""] | None) -> dict[str, jax.Array]:
@@ -64,40 +77,52 @@ class Sequence(Module):
 
         Reads `history_ids`, `positions` and `segment_ids`, and no target.
         """
-        ids, positions, segments = batch["history_ids"], batch["positions"], batch["segment_ids"]
+        ids = batch["history_ids"]
         x, table = lookup_and_pass(self.table[...], ids)
+        return self._score(self._encode(x, ids != PAD, layout_of(batch), train, key), table)
+
+    def _encode(self, x: jax.Array, real: jax.Array, layout: Layout, train: bool, key: Any) -> jax.Array:
+        """What the encoder makes of item vectors [b, l, d]; positions are added where a slot is `real` [b, l]."""
         if self.scale_embedding:
             x = x * math.sqrt(self.config.width)
         if self.position is not None:
-            place = jnp.take(self.position[...], positions, axis=0, mode="clip")
-            x = x + jnp.where((ids == PAD)[..., None], 0, place)
+            place = jnp.take(self.position[...], layout.positions, axis=0, mode="clip")
+            x = x + jnp.where(real[..., None], place, 0)
         x = constrain(x, "batch", "length", None)
         keys = (None, None) if not train or key is None else jax.random.split(key)
         if keys[0] is not None:
             x = dropout(x, self.embedding_dropout, keys[0])
-        layout = Layout(positions, segments, batch.get("history_time"), batch.get("query_time"))
-        hidden = self.encoder(x, layout, train=train, key=keys[1])
+        return self.encoder(x, layout, train=train, key=keys[1])
+
+    def _score(self, hidden: jax.Array, table: jax.Array) -> dict[str, jax.Array]:
+        """The outputs; `table` is what `lookup_and_pass` gave back."""
         hidden = hidden * self.config.logit_scale
         table = table if self.head is None else self.head[...]
         return {"hidden": unit(hidden), "table": unit(table)} if self.normalize else {"hidden": hidden, "table": table}
 
     def token_flops(self, length: int) -> TokenFlops:
         """Training FLOPs of one target in rows of `length`, with a full softmax over the table."""
-        c, params = self.config, nnx.to_pure_dict(nnx.state(self))
+        params = nnx.to_pure_dict(nnx.state(self))
+        layers, width = self.config.attention_shape
         return per_token(
             parameters=count_parameters(params)["backbone"],
-            layers=c.num_layers,
+            layers=layers,
             length=length,
-            width=c.num_heads * c.head_width,
+            width=width,
             rows=self.table.shape[0],
         )
+
+
+def layout_of(batch: dict[str, Any]) -> Layout:
+    """Where the slots of a batch lie, and when they were if it says so."""
+    return Layout(batch["positions"], batch["segment_ids"], batch.get("history_time"), batch.get("query_time"))
 
 
 def count_parameters(params: Params) -> dict[str, int]:
     """Number of parameters by kind; `backbone` is the N of scaling laws, weight matrices of the blocks alone.
 
-    `embedding`: item tables; `position`: learned positions; `norm_bias`: norms and biases. With a feed-forward part
-    of four times the width and ungrouped heads, `backbone` = 12 n d^2.
+    `embedding`: item tables and mask; `position`: learned positions; `norm_bias`: norms and biases. With softmax
+    attention, a feed-forward part of four times the width and ungrouped heads, `backbone` = 12 n d^2.
     """
     counts = {"embedding": 0, "position": 0, "norm_bias": 0, "backbone": 0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -107,7 +132,7 @@ def count_parameters(params: Params) -> dict[str, int]:
 
 
 def _kind(names: list[str]) -> str:
-    if names[0] in ("table", "head"):
+    if names[0] in ("table", "head", "mask"):
         return "embedding"
     if names[0] == "position":
         return "position"

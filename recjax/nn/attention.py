@@ -1,13 +1,14 @@
 """Softmax attention under one mask predicate over (position in the row, segment).
 
-`allowed` decides who sees whom; it covers padded rows, packed rows and causal order. `attend` computes it in causal
-blocks of queries, so that most of the matrix above the diagonal is never made; `attend_dense` is the plain reference
-for the tests and `attend_library` the kernel of jax. None of them knows projections (`recjax.nn.transformer`) or
-positional encodings.
+`allowed` decides who sees whom; it covers padded rows, packed rows, causal order and none. `attend` computes it in
+blocks of queries, so that where it is causal most of the matrix above the diagonal is never made; `attend_dense` is
+the plain reference for the tests and `attend_library` the kernel of jax. None of them knows projections
+(`recjax.nn.heads`) or positional encodings.
 """
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,14 +22,20 @@ from recjax.nn.linear import transposed
 NEGATIVE = np.float32(-1e30)
 # Queries per block. Small enough to skip most of what causality forbids, large enough for efficient products.
 BLOCK = 100
+Edges = tuple[tuple[int, int], ...]
 
 
 def allowed(
-    q_pos: Int[Array, "#b q"], k_pos: Int[Array, "#b k"], q_seg: Int[Array, "b q"], k_seg: Int[Array, "b k"]
+    q_pos: Int[Array, "#b q"],
+    k_pos: Int[Array, "#b k"],
+    q_seg: Int[Array, "b q"],
+    k_seg: Int[Array, "b k"],
+    *,
+    causal: bool = True,
 ) -> Bool[Array, "b q k"]:
-    """Whether a query may see a key: same segment, and not after the query in the row."""
-    causal = q_pos[:, :, None] >= k_pos[:, None, :]
-    return causal & (q_seg[:, :, None] == k_seg[:, None, :])
+    """Whether a query may see a key: same segment and, if `causal`, not after the query in the row."""
+    same = q_seg[:, :, None] == k_seg[:, None, :]
+    return same & (q_pos[:, :, None] >= k_pos[:, None, :]) if causal else same
 
 
 def attend(
@@ -37,11 +44,12 @@ def attend(
     v: Float[Array, "b l g k"],
     segments: Int[Array, "b l"],
     *,
+    causal: bool = True,
     dropout: Rate = 0.0,
     key: Key[Array, ""] | None = None,
     block: int = BLOCK,
 ) -> Float[Array, "b l h k"]:
-    """Causal attention within segments; g key heads serve h query heads in groups of h / g.
+    """Attention within segments, causal or not; g key heads serve h query heads in groups of h / g.
 
     Scores are scaled by k^-1/2 and the softmax is in float32. `dropout` acts on the attention weights. The gradient
     keeps the exponentials of the forward pass and makes the dropout mask anew.
@@ -53,41 +61,57 @@ def attend(
     else:
         drops, rate, seed = True, jnp.asarray(dropout, jnp.float32), seed_words(key)
     q = (q * jnp.asarray(width**-0.5, q.dtype)).reshape(b, length, groups, heads // groups, width)
-    plan = _Plan(_edges(length, block), drops)
+    plan = _Plan(edges(length, block), drops, causal)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     out: Any = _attend(plan, q.transpose(0, 2, 3, 1, 4), k, v, segments, rate, seed)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, length, heads, width)
 
 
 def attend_dense(
-    q: Float[Array, "b l h k"], k: Float[Array, "b l g k"], v: Float[Array, "b l g k"], segments: Int[Array, "b l"]
+    q: Float[Array, "b l h k"],
+    k: Float[Array, "b l g k"],
+    v: Float[Array, "b l g k"],
+    segments: Int[Array, "b l"],
+    *,
+    causal: bool = True,
 ) -> Float[Array, "b l h k"]:
     """`attend` without dropout, in the fewest words."""
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     place = jnp.arange(q.shape[1])[None]
     scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32) * np.float32(q.shape[-1] ** -0.5)
-    scores = jnp.where(allowed(place, place, segments, segments)[:, None], scores, NEGATIVE)
+    scores = jnp.where(allowed(place, place, segments, segments, causal=causal)[:, None], scores, NEGATIVE)
     return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
 def attend_library(
-    q: Float[Array, "b l h k"], k: Float[Array, "b l g k"], v: Float[Array, "b l g k"], segments: Int[Array, "b l"]
+    q: Float[Array, "b l h k"],
+    k: Float[Array, "b l g k"],
+    v: Float[Array, "b l g k"],
+    segments: Int[Array, "b l"],
+    *,
+    causal: bool = True,
 ) -> Float[Array, "b l h k"]:
     """`attend` by `jax.nn.dot_product_attention`, which knows no dropout of the weights."""
     place = jnp.arange(q.shape[1])[None]
-    mask = allowed(place, place, segments, segments)[:, None]
+    mask = allowed(place, place, segments, segments, causal=causal)[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is known before any array is: the edges of the query blocks, and whether weights are dropped."""
+    """What is known before any array is: the edges of the query blocks, whether weights are dropped, the order."""
 
-    edges: tuple[tuple[int, int], ...]
+    edges: Edges
     drops: bool
+    causal: bool
+
+    def blocks(self) -> Iterator[tuple[int, int, int]]:
+        """First and last query of each block, and where the keys that they can see end."""
+        for start, stop in self.edges:
+            yield start, stop, stop if self.causal else self.edges[-1][1]
 
 
-def _edges(length: int, block: int) -> tuple[tuple[int, int], ...]:
+def edges(length: int, block: int) -> Edges:
     """Blocks of about equal size: a short last block would cost nearly as much as a full one."""
     count = max(1, round(length / block))
     bounds = [round(i * length / count) for i in range(count + 1)]
@@ -106,15 +130,15 @@ def _forward(
     outs, exponentials, sums = [], [], []
     repeats = q.shape[2]
     place = jnp.arange(q.shape[3])[None]
-    for start, stop in plan.edges:
-        scores = _product("bgqk,bgsk->bgqs", _rows(q, start, stop), k[..., :stop, :])
+    for start, stop, end in plan.blocks():
+        scores = product("bgqk,bgsk->bgqs", _rows(q, start, stop), k[..., :end, :])
         q_place, q_segments = (jnp.tile(x[:, start:stop], (1, repeats)) for x in (place, segments))
-        mask = allowed(q_place, place[:, :stop], q_segments, segments[:, :stop])
+        mask = allowed(q_place, place[:, :end], q_segments, segments[:, :end], causal=plan.causal)
         scores = jnp.where(mask[:, None], scores, NEGATIVE)
         exps = jnp.exp(scores - scores.max(-1, keepdims=True))
         total = exps.sum(-1, keepdims=True)
         kept = _drop(plan, exps, rate, seed, start)
-        mixed = _product("bgqs,bgsk->bgqk", kept.astype(v.dtype), v[..., :stop, :])
+        mixed = product("bgqs,bgsk->bgqk", kept.astype(v.dtype), v[..., :end, :])
         outs.append((mixed / ((1 - rate) * total)).reshape(*q.shape[:3], stop - start, -1))
         sums.append(total.reshape(*q.shape[:3], stop - start, 1))
         exponentials.append(exps.astype(v.dtype))
@@ -129,15 +153,15 @@ def _backward(plan: _Plan, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
     d_out = (d_out / (1 - rate)).astype(v.dtype)
     d_q, d_k = [], jnp.zeros(k.swapaxes(2, 3).shape, jnp.float32)
     d_v = d_k
-    for (start, stop), exps in zip(plan.edges, exponentials, strict=True):
+    for (start, stop, end), exps in zip(plan.blocks(), exponentials, strict=True):
         d_rows = _rows(d_out, start, stop)
-        d_weights = _product("bgqk,bgsk->bgqs", d_rows, v[..., :stop, :])
+        d_weights = product("bgqk,bgsk->bgqs", d_rows, v[..., :end, :])
         d_weights = _drop(plan, d_weights, rate, seed, start)
         d_scores = (exps * (d_weights - _rows(inner, start, stop))).astype(v.dtype)
         kept = _drop(plan, exps, rate, seed, start)
-        d_v = d_v.at[..., :stop].add(_product("bgkq,bgqs->bgks", transposed(d_rows), kept))
-        d_k = d_k.at[..., :stop].add(_product("bgkq,bgqs->bgks", transposed(_rows(q, start, stop)), d_scores))
-        d_block = _product("bgqs,bgsk->bgqk", d_scores, k[..., :stop, :])
+        d_v = d_v.at[..., :end].add(product("bgkq,bgqs->bgks", transposed(d_rows), kept))
+        d_k = d_k.at[..., :end].add(product("bgkq,bgqs->bgks", transposed(_rows(q, start, stop)), d_scores))
+        d_block = product("bgqs,bgsk->bgqk", d_scores, k[..., :end, :])
         d_q.append(d_block.reshape(*q.shape[:3], stop - start, -1))
     d_k, d_v = (x.swapaxes(2, 3).astype(v.dtype) for x in (d_k, d_v))
     return jnp.concatenate(d_q, axis=3).astype(q.dtype), d_k, d_v, None, None, None
@@ -151,7 +175,8 @@ def _rows(x: jax.Array, start: int, stop: int) -> jax.Array:
     return x[..., start:stop, :].reshape(*x.shape[:2], -1, x.shape[-1])
 
 
-def _product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+def product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """An einsum that adds up in float32."""
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 

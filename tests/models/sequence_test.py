@@ -9,6 +9,7 @@ import pytest
 
 from recjax.core.module import Functional
 from recjax.models.sequence import Sequence, count_parameters
+from recjax.nn.recurrent import RecurrentConfig
 from recjax.nn.transformer import TransformerConfig
 
 ROWS = 128
@@ -135,3 +136,44 @@ def test_normalised_scores_are_cosines() -> None:
         for name in ("hidden", "table"):
             expected = a[name] / np.maximum(np.linalg.norm(a[name], axis=-1, keepdims=True), 1e-6)
             np.testing.assert_allclose(b[name], expected, atol=1e-5)
+
+
+HSTU = TransformerConfig(
+    num_layers=2, width=16, num_heads=2, attention="hstu", ffn="none", relative="position_time", max_length=10
+)
+GRU = RecurrentConfig(num_layers=2, width=16, hidden=24)
+
+
+@pytest.mark.parametrize("encoder", [HSTU, GRU], ids=["hstu", "gru"])
+def test_any_encoder_keeps_packed_examples_apart(encoder: TransformerConfig | RecurrentConfig) -> None:
+    model = Functional(functools.partial(Sequence, num_rows=ROWS, encoder=encoder, max_length=12))
+    params = jax.jit(model.init)(jax.random.key(0))
+    packed, alone = _batch([[5, 6, 7, 8], [9, 10, 11]]), _batch([[5, 6, 7, 8]], [[9, 10, 11]])
+    times = np.arange(12, dtype=np.int32)[None] * 5_000
+    packed["history_time"] = jnp.asarray(times)
+    alone["history_time"] = jnp.asarray(np.concatenate([times, times + 4 * 5_000]))
+    hidden = jax.jit(lambda b: model.apply(params, b, train=False, key=None)["hidden"])
+    one, other = hidden(packed), hidden(alone)
+    np.testing.assert_allclose(one[0, :4], other[0, :4], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one[0, 4:7], other[1, :3], rtol=1e-4, atol=1e-5)
+
+
+def test_what_an_encoder_is_made_of_decides_length_and_arithmetic() -> None:
+    """HSTU tells `max_length` distances apart and attends; a GRU has no bound, no position and no attention."""
+
+    def built(encoder: TransformerConfig | RecurrentConfig):
+        model = Functional(functools.partial(Sequence, num_rows=ROWS, encoder=encoder, max_length=12))
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        return model.bind(params), count_parameters(params)
+
+    hstu, counts = built(HSTU)
+    assert hstu.max_length == 10  # the smaller of its own and the learned positions
+    assert counts["backbone"] == 2 * (5 * 16 * 16)  # u, v, q, k and out
+    # Two norms and a bias of 16, biases by distance and time; and the final norm.
+    assert counts["norm_bias"] == 2 * (2 * 2 * 16 + 16 + 10 + 128) + 2 * 16
+    assert hstu.token_flops(20).attention == 12 * 2 * 20 * 16
+    gru, counts = built(GRU)
+    assert gru.max_length is None and counts["position"] == 0
+    assert counts["backbone"] == 3 * 24 * (16 + 24 + 24 + 24) + 24 * 16
+    assert counts["norm_bias"] == 2 * 6 * 24 + 16
+    assert gru.token_flops(20).attention == 0

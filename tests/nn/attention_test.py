@@ -24,22 +24,31 @@ def test_allowed_is_causal_within_a_segment() -> None:
     np.testing.assert_array_equal(got, want)
 
 
+def test_allowed_both_ways_within_a_segment() -> None:
+    segments = jnp.asarray([[1, 1, 2, 0]])
+    got = allowed(jnp.arange(4)[None], jnp.arange(4)[None], segments, segments, causal=False)
+    np.testing.assert_array_equal(got[0], [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("length", "block", "groups"), [(1, 8, 2), (7, 8, 1), (23, 8, 2), (24, 8, 4), (23, 100, 2)])
-def test_blocks_equal_the_reference(length: int, block: int, groups: int) -> None:
+def test_blocks_equal_the_reference(length: int, block: int, groups: int, causal: bool) -> None:
     q, k, v, segments = _inputs(length, groups=groups)
     probe = jnp.asarray(np.random.default_rng(0).normal(size=q.shape), jnp.float32)
 
     def outcome(function):
-        loss = jax.value_and_grad(lambda q, k, v: (function(q, k, v, segments) * probe).sum(), (0, 1, 2))
+        loss = jax.value_and_grad(lambda q, k, v: (function(q, k, v, segments, causal=causal) * probe).sum(), (0, 1, 2))
         return jax.jit(loss)(q, k, v)
 
-    got, want = outcome(lambda *x: attend(*x, block=block)), outcome(attend_dense)
+    got, want = outcome(lambda *x, **order: attend(*x, block=block, **order)), outcome(attend_dense)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, want)
 
 
-def test_library_kernel_equals_the_reference() -> None:
+@pytest.mark.parametrize("causal", [True, False])
+def test_library_kernel_equals_the_reference(causal: bool) -> None:
     inputs = _inputs()
-    np.testing.assert_allclose(attend_library(*inputs), attend_dense(*inputs), rtol=2e-5, atol=2e-5)
+    got, want = (f(*inputs, causal=causal) for f in (attend_library, attend_dense))
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
 
 def test_dropout_is_unbiased() -> None:

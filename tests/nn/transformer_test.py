@@ -57,7 +57,8 @@ def _transcribe(c: TransformerConfig, params: dict, x: np.ndarray) -> np.ndarray
             if c.position == "rotary":
                 q, k = (np.asarray(rotary(jnp.asarray(t[:, :, None], jnp.float32), POSITIONS))[:, :, 0] for t in (q, k))
             s = np.einsum("bqk,bsk->bqs", q, k) / np.sqrt(c.head_width)
-            s = np.where(np.tril(np.ones((LENGTH, LENGTH), bool)), s, -np.inf)
+            if c.causal:
+                s = np.where(np.tril(np.ones((LENGTH, LENGTH), bool)), s, -np.inf)
             w = np.exp(s - s.max(-1, keepdims=True))
             out = out + (w / w.sum(-1, keepdims=True)) @ v @ a["out"][head]
         return out
@@ -75,10 +76,17 @@ def _transcribe(c: TransformerConfig, params: dict, x: np.ndarray) -> np.ndarray
         inner = act(y @ f["gate"]) * inner if "gate" in f else act(inner)
         return inner @ f["outer"] + f.get("outer_bias", 0)
 
+    def gate(g: dict, y: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-(y @ g["weight"] + g.get("bias", 0))))
+
     for i in range(c.num_layers):
         layer = jax.tree.map(lambda a, i=i: a[i], p["layers"])
         for part, n, f in (("attention", "attention_norm", attention), ("ffn", "ffn_norm", feed_forward)):
-            if c.place == "pre":
+            if part not in layer:
+                continue
+            if c.residual == "gated":
+                x = x + gate(layer[f"{part}_gate"], x) * f(layer[part], normalise(layer[n], x))
+            elif c.place == "pre":
                 x = x + f(layer[part], normalise(layer[n], x))
             else:
                 x = normalise(layer[n], x + f(layer[part], x))
@@ -93,6 +101,11 @@ VARIANTS = [
     *({"ffn": f} for f in ("relu", "gelu_tanh", "gated_gelu", "swiglu")),
     {"position": "rotary", "num_kv_heads": 1, "norm": "rms", "ffn": "swiglu", "bias": False},
     {"head_dim": 6},
+    {"residual": "gated", "ffn": "swiglu"},
+    {"residual": "gated", "bias": False},
+    {"causal": False},
+    {"causal": False, "kernel": "library"},
+    {"ffn": "none"},
 ]
 
 
@@ -169,8 +182,10 @@ def test_rotary_scores_depend_on_distance_alone() -> None:
         {"num_kv_heads": 3, "num_heads": 4},
         {"dropout": (0.1,)},
         {"dropout": 1.0},
-        {"attention": "library", "attention_dropout": 0.1},
+        {"kernel": "library", "attention_dropout": 0.1},
         {"position": "rotary", "head_dim": 5},
+        {"residual": "gated", "place": "post"},
+        {"relative": "position"},
     ],
     ids=str,
 )

@@ -1,0 +1,185 @@
+"""What a stack of blocks is made of: the table that T5 1.1, Llama, SASRec, BERT4Rec, HSTU and eSASRec are rows of."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+
+from recjax.core.errors import ConfigError
+from recjax.core.module import Initializer, Module, Rngs
+from recjax.nn.dropout import LayerwiseDropout
+from recjax.nn.ffn import ACTIVATIONS, FfnKind
+from recjax.nn.norm import NormKind
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """A stack of equal blocks.
+
+    `attention` "softmax", or "hstu" for pointwise attention with a gate (Zhai et al. 2024; see
+    `recjax.nn.pointwise`), which as published has `ffn` "none" and adds a bias to its scores by `relative`: of the
+    distance in the row, and with "position_time" of the time between two events as well. `max_length` is the longest
+    history: hstu has a bias for that many distances and divides by it. `causal` False lets every event see those
+    after it. `kernel` is how softmax attention is computed. `residual` "gated" multiplies what a part adds to the
+    stream x by sigmoid(W x) (LiGR, arXiv 2502.03417; eSASRec).
+
+    `dropout` acts on what attention and feed-forward add to the residual stream (hstu: before the output weights):
+    one rate, one rate per layer from the lowest up, or a `LayerwiseDropout`. `attention_dropout` acts on the softmax's
+    weights. `unroll` writes the layers out instead of scanning over them (faster steps, slower compilation); None does
+    so up to four layers. `dtype` is that of the computation; parameters, norms and softmax stay float32.
+    """
+
+    num_layers: int = 2
+    width: int = 64
+    num_heads: int = 2
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_width: int | None = None
+    norm: NormKind = "layer"
+    norm_epsilon: float = 1e-6
+    place: Literal["pre", "post"] = "pre"
+    residual: Literal["plain", "gated"] = "plain"
+    position: Literal["learned", "rotary", "learned_rotary", "none"] = "learned"
+    relative: Literal["none", "position", "position_time"] = "none"
+    max_length: int = 200
+    ffn: FfnKind | Literal["none"] = "gelu"
+    bias: bool = True
+    dropout: float | tuple[float, ...] | LayerwiseDropout = 0.0
+    attention_dropout: float = 0.0
+    attention: Literal["softmax", "hstu"] = "softmax"
+    causal: bool = True
+    kernel: Literal["blocks", "library"] = "blocks"
+    remat: Literal["none", "full"] = "none"
+    unroll: bool | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    logit_scale: float = 1.0
+    tied_head: bool = True
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            choices = _CHOICES.get(field.name)
+            if choices and getattr(self, field.name) not in choices:
+                raise ConfigError(
+                    f"TransformerConfig.{field.name} = {getattr(self, field.name)!r}", expected=f"one of {choices}"
+                )
+        for name in ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_width", "max_length"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ConfigError(f"TransformerConfig.{name} = {size}", expected="at least 1")
+        if self.num_heads % self.kv_heads:
+            raise ConfigError(
+                f"TransformerConfig: {self.num_heads} heads cannot share {self.kv_heads} key heads",
+                expected="num_heads divisible by num_kv_heads",
+            )
+        if self.head_dim is None and self.width % self.num_heads:
+            raise ConfigError(
+                f"TransformerConfig: width {self.width} does not divide into {self.num_heads} heads",
+                mend="change width or num_heads, or set head_dim",
+            )
+        if "rotary" in self.position and self.head_width % 2:
+            raise ConfigError(f"TransformerConfig: rotary positions need an even head width, not {self.head_width}")
+        if self.residual == "gated" and self.place == "post":
+            raise ConfigError("TransformerConfig: gated residuals go with place = 'pre'")
+        if not all(0 <= r < 1 for r in (*self.dropout_rates, self.attention_dropout)):
+            raise ConfigError("TransformerConfig: a dropout rate is outside [0, 1)", where=f"dropout = {self.dropout}")
+        self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        """Raise `ConfigError` for what one kind of attention has and the other has not."""
+        if self.attention == "softmax" and self.relative != "none":
+            raise ConfigError(
+                f"TransformerConfig: softmax attention has no bias by relative {self.relative}",
+                mend='relative = "none", or attention = "hstu"',
+            )
+        if self.kernel == "library" and self.attention_dropout:
+            raise ConfigError(
+                "TransformerConfig: the library's attention has no attention_dropout",
+                mend='kernel = "blocks", or attention_dropout = 0',
+            )
+        if self.attention == "hstu":
+            for name, value, only in (
+                ("attention_dropout", self.attention_dropout, 0.0),
+                ("causal", self.causal, True),
+                ("kernel", self.kernel, "blocks"),
+                ("num_kv_heads", self.kv_heads, self.num_heads),
+            ):
+                if value != only:
+                    raise ConfigError(f"TransformerConfig.{name} = {value!r} with hstu attention", expected=repr(only))
+
+    def make(self, *, rngs: Rngs) -> Module:
+        """The stack of blocks."""
+        from recjax.nn.transformer import Transformer
+
+        return Transformer(self, rngs=rngs)
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key heads."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head."""
+        return self.head_dim or self.width // self.num_heads
+
+    @property
+    def inner_width(self) -> int:
+        """Width inside the feed-forward part."""
+        return self.mlp_width or 4 * self.width
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether vectors of absolute positions are to be added to what goes into the stack."""
+        return self.position in ("learned", "learned_rotary")
+
+    @property
+    def longest(self) -> int | None:
+        """The longest history that the stack can tell apart; None where there is no bound."""
+        return self.max_length if self.attention == "hstu" else None
+
+    @property
+    def attention_shape(self) -> tuple[int, int]:
+        """Layers that attend, and the width of their heads together."""
+        return self.num_layers, self.num_heads * self.head_width
+
+    @property
+    def dropout_rates(self) -> tuple[float, ...]:
+        """Residual dropout rate of each layer."""
+        if isinstance(self.dropout, LayerwiseDropout):
+            return self.dropout.rates(self.num_layers)
+        if isinstance(self.dropout, tuple):
+            if len(self.dropout) != self.num_layers:
+                raise ConfigError(f"TransformerConfig: {len(self.dropout)} dropout rates for {self.num_layers} layers")
+            return self.dropout
+        return (self.dropout,) * self.num_layers
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "norm": ("layer", "rms"),
+    "place": ("pre", "post"),
+    "residual": ("plain", "gated"),
+    "position": ("learned", "rotary", "learned_rotary", "none"),
+    "relative": ("none", "position", "position_time"),
+    "ffn": (*ACTIVATIONS, "none"),
+    "attention": ("softmax", "hstu"),
+    "kernel": ("blocks", "library"),
+    "remat": ("none", "full"),
+    "dtype": ("float32", "bfloat16"),
+}
+
+
+def fan_in_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Weights [in, ...out]: normal of standard deviation 1/sqrt(in)."""
+    return jax.random.normal(key, shape, dtype) / math.sqrt(shape[0])
+
+
+def initializers(config: TransformerConfig) -> tuple[Initializer, Initializer]:
+    """`fan_in_normal`, and for weights whose product is added to the residual stream, [...in, out]: the same over
+    sqrt(2n) (Radford et al. 2019)."""
+
+    def out_of(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        fan_in = math.prod(shape[:-1])
+        return jax.random.normal(key, shape, dtype) / math.sqrt(2 * config.num_layers * fan_in)
+
+    return fan_in_normal, out_of

@@ -1,0 +1,126 @@
+"""The attention part of a block: from the stream to heads, through a kernel, and back.
+
+Projections, rotary positions and gates; the kernels are in `recjax.nn.attention` and `recjax.nn.pointwise`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from recjax.core.module import Module, Rngs, param
+from recjax.core.sharding import active, constrain
+from recjax.nn.attention import attend, attend_library
+from recjax.nn.config import TransformerConfig, initializers
+from recjax.nn.dropout import dropout
+from recjax.nn.layout import Layout
+from recjax.nn.linear import linear
+from recjax.nn.norm import Norm
+from recjax.nn.pointwise import attend_pointwise
+from recjax.nn.relative import NUM_BUCKETS, by_distance
+from recjax.nn.rotary import rotary
+
+_AXES = ("embed", "heads", "head_dim")
+_BIAS_STD = 0.02
+
+
+class SoftmaxAttention(Module):
+    """Multi-head self-attention within segments."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: Rngs) -> None:
+        c = self.config = config
+        init, out_init = initializers(c)
+        zeros = nnx.initializers.zeros
+        heads, groups, width = c.num_heads, c.kv_heads, c.head_width
+        self.query = param(rngs, (c.width, heads, width), _AXES, init)
+        self.key = param(rngs, (c.width, groups, width), _AXES, init)
+        self.value = param(rngs, (c.width, groups, width), _AXES, init)
+        self.out = param(rngs, (heads, width, c.width), ("heads", "head_dim", "embed"), out_init)
+        if c.bias:
+            self.query_bias = param(rngs, (heads, width), _AXES[1:], zeros)
+            self.key_bias = param(rngs, (groups, width), _AXES[1:], zeros)
+            self.value_bias = param(rngs, (groups, width), _AXES[1:], zeros)
+            self.out_bias = param(rngs, (c.width,), (None,), zeros)
+
+    def __call__(
+        self, x: Float[Array, "b l d"], layout: Layout, buckets: None, rate: Any, key: Any
+    ) -> Float[Array, "b l d"]:
+        """`rate` is the dropout of the attention weights and `key` its key, None when not training."""
+        c = self.config
+        biases = (self.query_bias, self.key_bias, self.value_bias) if c.bias else ()
+        q, k, v = _project(x, [w[...] for w in (self.query, self.key, self.value)], [b[...] for b in biases])
+        if "rotary" in c.position:
+            q, k = rotary(q, layout.positions), rotary(k, layout.positions)
+        q = constrain(q, "batch", "length", "heads", "head_dim")
+        if c.kernel == "library":
+            out = attend_library(q, k, v, layout.segments, causal=c.causal)
+        else:
+            out = attend(q, k, v, layout.segments, causal=c.causal, dropout=rate, key=key)
+        out = out.reshape(*x.shape[:2], -1)
+        return linear(out, self.out[...].reshape(-1, c.width), self.out_bias[...] if c.bias else None)
+
+
+class PointwiseAttention(Module):
+    """HSTU (Zhai et al. 2024, arXiv 2402.17152, section 3.1): u, v, q, k = silu(x W); W_out(norm(A v) * u).
+
+    A is pointwise attention with biases by distance and time. The norm is over all heads together; only norms and
+    the output have biases, and dropout is before the output weights, as in the code of the authors.
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: Rngs) -> None:
+        c = self.config = config
+        init, out_init = initializers(c)
+        normal, shape = nnx.initializers.normal(_BIAS_STD), (c.width, c.num_heads, c.head_width)
+        self.gate, self.value, self.query, self.key = (param(rngs, shape, _AXES, init) for _ in range(4))
+        self.out = param(rngs, (*shape[1:], c.width), ("heads", "head_dim", "embed"), out_init)
+        self.out_bias = param(rngs, (c.width,), (None,), nnx.initializers.zeros) if c.bias else None
+        inner = c.num_heads * c.head_width
+        self.out_norm = Norm(kind=c.norm, width=inner, bias=c.bias, epsilon=c.norm_epsilon, rngs=rngs)
+        by_position, by_time = c.relative != "none", c.relative == "position_time"
+        self.position_bias = param(rngs, (c.max_length,), (None,), normal) if by_position else None
+        self.time_bias = param(rngs, (NUM_BUCKETS,), (None,), normal) if by_time else None
+
+    def __call__(
+        self, x: Float[Array, "b l d"], layout: Layout, buckets: Int[Array, "b l l"] | None, rate: Any, key: Any
+    ) -> Float[Array, "b l d"]:
+        """`rate` is the dropout of what is added to the stream and `key` its key, None when not training."""
+        c = self.config
+        projected = _project(x, [w[...] for w in (self.gate, self.value, self.query, self.key)], [])
+        u, v, q, k = (jax.nn.silu(y) for y in projected)
+        if "rotary" in c.position:
+            q, k = rotary(q, layout.positions), rotary(k, layout.positions)
+        q = constrain(q, "batch", "length", "heads", "head_dim")
+        mixed = attend_pointwise(
+            q,
+            k,
+            v,
+            layout.segments,
+            length=c.max_length,
+            distance_bias=None if self.position_bias is None else by_distance(self.position_bias[...], x.shape[1]),
+            time_bias=None if self.time_bias is None else self.time_bias[...],
+            buckets=buckets,
+        )
+        flat = (*x.shape[:2], c.num_heads * c.head_width)
+        gated = self.out_norm(mixed.reshape(flat)) * u.reshape(flat)
+        if key is not None:
+            gated = dropout(gated, rate, key)
+        bias = None if self.out_bias is None else self.out_bias[...]
+        return linear(gated, self.out[...].reshape(-1, c.width), bias)
+
+
+def _project(x: jax.Array, weights: list[jax.Array], biases: list[jax.Array]) -> list[jax.Array]:
+    """[b, l, heads, k] for each of the weights [d, heads, k]; one product unless the heads lie on several devices."""
+    mesh = active()
+    if mesh is not None and mesh.size_of("heads") > 1:
+        return [_heads(x, w, b) for w, b in zip(weights, biases or [None] * len(weights), strict=True)]
+    ends = [sum(w.shape[1] for w in weights[: i + 1]) for i in range(len(weights) - 1)]
+    y = _heads(x, jnp.concatenate(weights, axis=1), jnp.concatenate(biases) if biases else None)
+    return jnp.split(y, ends, axis=2)
+
+
+def _heads(x: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """[b, l, h, k] from weights [d, h, k]."""
+    flat = linear(x, weight.reshape(x.shape[-1], -1), None if bias is None else bias.reshape(-1))
+    return flat.reshape(*x.shape[:2], *weight.shape[1:])
