@@ -19,6 +19,7 @@ import numpy as np
 
 from recjax.core.errors import CheckpointError, ConfigError, ExamplesError
 from recjax.data.batch import PAD, Batch
+from recjax.data.coverage import Coverage, coverage
 from recjax.data.examples import Examples
 from recjax.data.hashing import hashed_with, hashes, mixed, uniform
 from recjax.data.heldout import eval_batches, process_rows
@@ -33,7 +34,7 @@ __all__ = ["BatchIterator", "Feed", "eval_batches", "train_batches"]
 _TIMES = ("none", "history", "target")
 # These do not change which row comes next.
 _NOT_ORDER = ("batch_size", "times", "prefetch", "memory_gib")
-_USERS, _MASK, _THIN = 0x75736572, np.uint64(0x6D61736B), np.uint64(0x7468696E)  # what a draw is for
+_USERS, _MASK = 0x75736572, np.uint64(0x6D61736B)  # what a draw is for
 _READ_AT_ONCE = 8192
 
 
@@ -151,6 +152,10 @@ class BatchIterator(grain.DatasetIterator[Batch]):
     def passes(self) -> list[float]:
         """How often each task's different targets have been trained on, on average."""
         return [seen / u for seen, u in zip(self.targets, self.unique_targets, strict=True)]
+
+    def coverage(self, epochs: Sequence[int]) -> list[Coverage]:
+        """For each task, which share of its targets has been trained on after so many epochs."""
+        return [coverage(self._stream, task, epochs) for task in range(len(self.epoch_windows))]
 
     @property
     def row_use(self) -> float:
@@ -323,7 +328,7 @@ def _thin(
     thinned = np.flatnonzero(block.thinned[mine])
     length = block.length[mine]
     count = int(length[thinned[0]]) + 1
-    events = thin(block.draw[mine][thinned] ^ _THIN, lengths[thinned].astype(np.int64), count)
+    events = thin(block.draw[mine][thinned], lengths[thinned].astype(np.int64), count)
     events = events + begins[thinned][:, None]
     at = (np.cumsum(length) - length)[thinned][:, None] + np.arange(count - 1)
     sources[at], targets[at] = events[:, :-1], events[:, 1:]

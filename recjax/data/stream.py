@@ -23,6 +23,7 @@ from recjax.data.windows import History, Place, modes_of, place
 _RATE_UNITS = 2**20
 _MIN_BLOCK = 2048
 _MIN_BLOCK_ROWS = 64
+_THIN = np.uint64(0x7468696E)  # what a draw is for
 
 
 def share(positions: np.ndarray, rates: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +127,16 @@ class Stream:
         self.block = block or self._automatic_block()
 
     @property
+    def history_length(self) -> int:
+        """Targets of a window at most."""
+        return self._history_length
+
+    @property
+    def lengths(self) -> list[np.ndarray]:
+        """Events of the examples of each task."""
+        return self._lengths
+
+    @property
     def epoch_windows(self) -> list[int]:
         """Windows of one epoch of each task."""
         return [len(example) for example, _ in self._windows]
@@ -171,6 +182,21 @@ class Stream:
                 self._planned.pop(next(iter(self._planned)))
             self._planned[number] = self._plan(number)
         return self._planned[number]
+
+    def seen(self, task: int, epoch: int) -> np.ndarray:
+        """bool: for every event of the task's examples, one after the other, whether it is a target of this epoch."""
+        lengths, example = self._lengths[task], self._windows[task][0]
+        found, first = self.places(task, epoch, np.arange(len(example))), np.cumsum(lengths) - lengths
+        plain = ~found.thinned
+        begin = (first[example] + found.start + 1 + found.skip)[plain]
+        end = (first[example] + found.end)[plain]
+        size = int(lengths.sum()) + 1
+        seen = np.cumsum(np.bincount(begin, minlength=size) - np.bincount(end, minlength=size))[:-1] > 0
+        if not plain.all():
+            owner = example[found.thinned]
+            events = thin(self._draws(task, epoch, owner), lengths[owner], self._history_length + 1)
+            seen[(first[owner][:, None] + events)[:, 1 + self._context :]] = True
+        return seen
 
     def places(self, task: int, epoch: int, window: np.ndarray) -> Place:
         """Where these windows of an epoch lie."""
@@ -260,7 +286,7 @@ def thin(draw: np.ndarray, length: np.ndarray, count: int) -> np.ndarray:
     first = np.cumsum(length) - length
     event = np.arange(int(length.sum())) - np.repeat(first, length)
     owner = np.repeat(np.arange(len(length)), length)
-    order = np.lexsort((hashed_with(np.repeat(mixed(draw), length), event), owner))
+    order = np.lexsort((hashed_with(np.repeat(mixed(draw ^ _THIN), length), event), owner))
     chosen = order[(first[:, None] + np.arange(count)).reshape(-1)].reshape(-1, count)
     return event[np.sort(chosen, axis=1)]
 
