@@ -256,6 +256,9 @@ def fit_baselines(evaluator: Evaluator) -> dict[str, tuple[Scorer, float]]:
         valid=evaluator.valid,
         remove_seen=config.seen == "removed",
         seed=config.seed,
+        asked=evaluator.records,
+        target_time=evaluator.times == "target",
+        now=_period_start(evaluator),
     )
     fitted = {}
     for name in config.baselines:
@@ -263,6 +266,14 @@ def fit_baselines(evaluator: Evaluator) -> dict[str, tuple[Scorer, float]]:
         scorer = BASELINES[name](ground)
         fitted[name] = scorer, time.perf_counter() - started
     return fitted
+
+
+def _period_start(evaluator: Evaluator) -> int | None:
+    """When the held-out period of a split by time begins; None where users are split each by their own events."""
+    times = evaluator.records.times
+    if times is None or not str(evaluator.examples.manifest.get("split_rule", "")).startswith("global time"):
+        return None
+    return int(times.max()) + 1
 
 
 def rank_baselines(evaluator: Evaluator, fitted: Mapping[str, tuple[Scorer, float]] | None = None) -> dict[str, System]:

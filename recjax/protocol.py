@@ -121,6 +121,8 @@ def protocol_of(
         "history": "all events before the target; a model sees the last history_length of them, a baseline all",
         "times_used": times,
         "target_time_used": times == "target",
+        "recent_popularity": "events of the 7 days before the question, which is asked at "
+        + ("the time of the target" if times == "target" else "the user's last event, or at the start of the period"),
         "baselines": f"fitted on train; settings by ndcg@10 on at most {TUNING_USERS} users of valid",
         "users": users,
         "split_counts": counts.get(split),

@@ -14,12 +14,17 @@ import numpy as np
 from recjax.baselines import item_graph, item_knn
 from recjax.baselines.harness import Scorer, choose
 from recjax.baselines.popularity import Popularity
+from recjax.baselines.recent_popularity import RecentPopularity
 from recjax.baselines.records import Records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ground:
-    """What baselines are made from: the splits, training events and validity of every row, and the protocol."""
+    """What baselines are made from: the splits, training events and validity of every row, and the protocol.
+
+    `asked` are the records to be ranked, of which only what came before the targets may be used; `target_time` says
+    that models are told when the target happens, `now` when a split holds out a period from one moment on.
+    """
 
     train: Records
     tuning: Records
@@ -27,6 +32,9 @@ class Ground:
     valid: np.ndarray
     remove_seen: bool = True
     seed: int = 0
+    asked: Records | None = None
+    target_time: bool = False
+    now: int | None = None
 
     def tuned(self, make: Callable[[Any], Scorer], grid: Sequence[Any]) -> Scorer:
         """The scorer of the best settings of `grid` on the tuning records."""
@@ -50,8 +58,14 @@ def _item_knn(ground: Ground) -> Scorer:
     return ground.tuned(lambda settings: item_knn.ItemKnn(lists[settings.shrink], settings), grid)
 
 
+def _recent_popularity(ground: Ground) -> Scorer:
+    logs = [ground.train, ground.tuning, *([ground.asked] if ground.asked is not None else [])]
+    return RecentPopularity(logs, len(ground.valid), target_time=ground.target_time, now=ground.now)
+
+
 BASELINES: dict[str, Callable[[Ground], Scorer]] = {
     "popularity": _popularity,
     "item_graph": _item_graph,
     "item_knn": _item_knn,
+    "recent_popularity": _recent_popularity,
 }
