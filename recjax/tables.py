@@ -66,10 +66,15 @@ def main_cutoff(metrics: Mapping[str, Any]) -> int:
 
 
 def systems_table(metrics: Mapping[str, Any]) -> Table:
-    """Every system with recall and NDCG at every cut-off, coverage, popularity and the time it took."""
+    """Every system with recall and NDCG at every cut-off, coverage, popularity, the time it took and what else it has.
+
+    That is the likelihood of the target, and metrics among sampled candidates, always beside the full ranking.
+    """
     ks, k = metrics["protocol"]["k"], main_cutoff(metrics)
     names = [f"{name}@{cutoff}" for cutoff in ks for name in ("recall", "ndcg")]
     names += [f"mrr@{k}", f"coverage@{k}", f"popularity@{k}"]
+    more = ("nll", f"sampled_recall@{k}", f"sampled_ndcg@{k}")
+    names += [name for name in more if any(name in values for values in metrics["rows"].values())]
     rows = [
         [name, *(number(values.get(metric)) for metric in names), f"{metrics['seconds'][name]:.1f} s"]
         for name, values in metrics["rows"].items()
