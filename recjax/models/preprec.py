@@ -98,8 +98,9 @@ class PrepRec(Module):
         """`hidden` [b, l, d], and the `table` it is scored against, whose vectors are those of the time asked for.
 
         In training the table is an object whose `rows(ids [b, l, n])` gives the vectors [b, l, n, d] of items at each
-        slot's `query_time`; otherwise an array [b, v, d] for the query at the last event of each row. Reads
-        `history_ids`, `history_time`, `query_time`, `positions`, `segment_ids` and the facts, and no target.
+        slot's `query_time`; otherwise an array [b q, v, d] for the queries at the slots `query_at` [b, q], by default
+        the last event of each row. Reads `history_ids`, `history_time`, `query_time`, `positions`, `segment_ids` and
+        the facts, and no target.
         """
         ids, positions, segments = batch["history_ids"], batch["positions"], batch["segment_ids"]
         times, query_times = batch["history_time"], batch["query_time"]
@@ -113,8 +114,8 @@ class PrepRec(Module):
         hidden = self.encoder(x, layout, train=train, key=key) * self.config.logit_scale
         if train:
             return {"hidden": hidden, "table": ItemsInTime(self, tables, query_times)}
-        last = jnp.maximum(jnp.sum(segments > 0, axis=1) - 1, 0)
-        asked = jnp.take_along_axis(query_times, last[:, None], axis=1)[:, 0]
+        at = batch["query_at"] if "query_at" in batch else jnp.sum(segments > 0, axis=1)[:, None] - 1
+        asked = jnp.take_along_axis(query_times, jnp.maximum(at, 0), axis=1).reshape(-1)
         return {"hidden": hidden, "table": self.catalogues(tables, asked)}
 
     def vectors(self, tables: Tables, ids: Int[Array, "b l n"], times: Int[Array, "b l"]) -> Float[Array, "b l n d"]:
@@ -142,24 +143,36 @@ class PrepRec(Module):
         return island(tables, weights, times)
 
     def _catalogues(self, tables: Tables, weights: Any, times: jax.Array) -> jax.Array:
+        """The hidden layer is a sum over both horizons: that of the coarse one is made once for each coarse period."""
         coarse, fine = tables.periods(times)
         order = jnp.lexsort((fine, coarse))
+        coarse, fine = coarse[order], fine[order]
+        starts = jnp.arange(len(times)) == 0
+        group = _numbered(starts | (coarse != jnp.roll(coarse, 1)))
+        pair = _numbered(starts | (coarse != jnp.roll(coarse, 1)) | (fine != jnp.roll(fine, 1)))
+        inner, inner_bias, outer, outer_bias = weights
+        cut = self.features - _numbers(self.fine_bins)
 
-        def make(c: jax.Array, f: jax.Array) -> jax.Array:
-            at = c - self.coarse_history + jnp.arange(self.coarse_history)
-            known = _columns(tables.coarse, at), _columns(tables.fine, f[None] - 1)
-            return item_vectors(weights, self._features(*known))
+        def by_coarse(g: jax.Array, out: jax.Array) -> jax.Array:
+            first, end = jnp.searchsorted(group, g), jnp.searchsorted(group, g + 1)
+            at = coarse[first] - self.coarse_history + jnp.arange(self.coarse_history)
+            lasting = self._part(_columns(tables.coarse, at), self.coarse_bins, inner[:cut]) + inner_bias[None]
 
-        def body(i: jax.Array, carry: Any) -> Any:
-            out, items = carry
-            row, before = order[i], order[jnp.maximum(i - 1, 0)]
-            is_new = (i == 0) | (coarse[row] != coarse[before]) | (fine[row] != fine[before])
-            items = jax.lax.cond(is_new, lambda: make(coarse[row], fine[row]), lambda: items)
-            return jax.lax.dynamic_update_index_in_dim(out, items, row, 0), items
+            def by_fine(k: jax.Array, out: jax.Array) -> jax.Array:
+                before = fine[jnp.searchsorted(pair, k)][None] - 1
+                hidden = lasting + self._part(_columns(tables.fine, before), self.fine_bins, inner[cut:])
+                items = jax.nn.relu(hidden) @ outer + outer_bias[None]
+                return jax.lax.dynamic_update_index_in_dim(out, items, k, 0)
 
-        items = jnp.zeros((tables.coarse.shape[0], self.config.width), jnp.float32)
-        out = jnp.zeros((len(times), *items.shape), jnp.float32)
-        return jax.lax.fori_loop(0, len(times), body, (out, items))[0]
+            return jax.lax.fori_loop(pair[first], pair[end - 1] + 1, by_fine, out)
+
+        out = jnp.zeros((len(times), tables.coarse.shape[0], self.config.width), jnp.float32)
+        out = jax.lax.fori_loop(0, group[-1] + 1, by_coarse, out)
+        return out[jnp.zeros_like(pair).at[order].set(pair)]
+
+    def _part(self, percent: jax.Array, bins: int, weights: jax.Array) -> jax.Array:
+        """What percentiles [v, n] add to the hidden layer, [v, inner]."""
+        return spread(percent, bins).reshape(len(percent), -1) @ weights if bins else jnp.zeros((1, weights.shape[1]))
 
     def _features(self, coarse: jax.Array, fine: jax.Array) -> jax.Array:
         """[..., features] from percentiles [..., coarse_history] and [..., 1]."""
@@ -243,6 +256,11 @@ def sinusoid(places: Int[Array, "b l"], width: int) -> Float[Array, "b l d"]:
 
 def _numbers(bins: int) -> int:
     return bins + 1 if bins else 0
+
+
+def _numbered(starts: jax.Array) -> jax.Array:
+    """The number, from 0, of the run that each element is in, where `starts` says that a new one begins."""
+    return jnp.cumsum(starts) - 1
 
 
 def _at(table: jax.Array, rows: jax.Array, periods: jax.Array) -> jax.Array:

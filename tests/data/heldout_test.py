@@ -52,6 +52,18 @@ def batches(examples: Examples, **more: Any) -> list[Batch]:
     return list(eval_batches(examples, "test", **{"batch_size": 4, "history_length": 10, **more}))
 
 
+def test_queries_whose_time_is_told_come_in_its_order_among_lists_of_a_similar_length(examples: Examples) -> None:
+    found = [b for b in batches(examples, times="target")]
+    real = np.concatenate([b["row_weight"] for b in found]) > 0
+    lengths = np.concatenate([(b["seen_ids"] > 0).sum(1) for b in found])[real]
+    times = np.concatenate([b["query_time"].max(1) for b in found])[real]
+    bucket = np.ceil(np.log2(np.maximum(lengths, 16)))
+    assert len(set(bucket)) == 4 and (np.diff(bucket) <= 0).all()
+    assert all((np.diff(times[bucket == b]) >= 0).all() for b in set(bucket))
+    users = [set(np.concatenate([b["user_index"] for b in part]).tolist()) for part in (found, batches(examples))]
+    assert users[0] == users[1]
+
+
 def test_every_user_comes_once_with_the_newest_events_and_everything_seen(examples: Examples) -> None:
     expected = {int(r["user_index"]): r for r in examples.source("test").__getitems__(range(27))}
     met = []

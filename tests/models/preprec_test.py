@@ -224,6 +224,10 @@ def test_vectors_of_training_are_those_of_evaluation() -> None:
     rows, table = both(batch)
     for i, last in enumerate((4, 2, 1)):
         np.testing.assert_allclose(rows[i, last], table[i], atol=1e-5)
+    _, table = both({**batch, "query_at": np.array([[1, 3], [2, 0], [0, -1]], np.int32)})
+    assert table.shape == (6, ROWS, 10)
+    for i, (row, slot) in enumerate([(0, 1), (0, 3), (1, 2), (1, 0), (2, 0)]):
+        np.testing.assert_allclose(rows[row, slot], table[i], atol=1e-5)
 
 
 def test_rows_on_several_devices_are_those_of_one() -> None:
