@@ -34,6 +34,7 @@ from recjax.core.errors import ConfigError, UnservableError
 from recjax.core.flags import Flags, find_file, parse_argv, recipe_files
 from recjax.core.writer import environment, read_metrics
 from recjax.data.examples import Examples
+from recjax.data.pipeline import train_batches
 from recjax.evaluate import evaluate_run, show
 from recjax.export import export_bundle
 from recjax.infer import infer_run
@@ -63,6 +64,7 @@ class Stage:
     workdir: Path
     outcome: Outcome
     result: Result
+    targets_seen: float | None = None
 
     def row(self) -> dict[str, Any]:
         """What the report says of it."""
@@ -74,6 +76,7 @@ class Stage:
             "best_step": self.outcome.best_step,
             f"valid_{self.recipe.checkpoints.metric}": None if self.outcome.best is None else number(self.outcome.best),
             **{f"test_{name}": number(values[name]) for name in ("recall@10", "ndcg@10") if name in values},
+            **({} if self.targets_seen is None else {"targets_seen": f"{self.targets_seen:.1%}"}),
             "training": f"{self.outcome.seconds / 60:.1f} min" if self.outcome.seconds >= 1 else "done before",
         }
 
@@ -142,7 +145,26 @@ def _stage(
         if not (out := place / "artifacts" / kind).exists():
             infer_run(load(recipe, place, cache=cache), kind=kind, out=out)
     result = evaluate_run(recipe, place, cache=cache)
-    return Stage(recipe=recipe, seed=seed, name=file.stem, header=header, workdir=place, outcome=outcome, result=result)
+    return Stage(
+        recipe=recipe,
+        seed=seed,
+        name=file.stem,
+        header=header,
+        workdir=place,
+        outcome=outcome,
+        result=result,
+        targets_seen=_targets_seen(recipe, cache) if header.role == "arm" else None,
+    )
+
+
+def _targets_seen(recipe: Recipe, cache: Path | None) -> float:
+    """Share of the training targets of the first task that the recipe's steps reach at least once."""
+    examples = ensure_prepared(recipe.mixture, cache)
+    batches = train_batches(examples, recipe.mixture.rates, recipe.feed, seed=recipe.seed)
+    epochs = max(1, round(batches.epochs_of(recipe.train_steps, recipe.feed.batch_size)[0]))
+    seen = batches.coverage([epochs])[0].total[0]
+    batches.close()
+    return seen
 
 
 def _arms(stages: Sequence[Stage]) -> list[Arm]:

@@ -1,9 +1,9 @@
 """From prepared examples to batches: the one place where training and evaluation get their numpy arrays.
 
-Training rows are planned by index (`stream.py`); here the planned windows are copied into rows, a batch is cut out of
-the endless row stream, and every process takes its own slice of the same global batch. The position is the number of
-a block and a row in it: small, exact, independent of batch size and of the number of processes. Nothing is put on a
-device here, and nothing is drawn that is not a function of the seed and the position.
+Training rows are planned by index (`stream.py`), and the planned windows copied into rows (`filling.py`); here a batch
+is cut out of the endless row stream, and every process takes its own slice of the same global batch. The position is
+the number of a block and a row in it: small, exact, independent of batch size and of the number of processes. Nothing
+is put on a device here, and nothing is drawn that is not a function of the seed and the position.
 """
 
 from __future__ import annotations
@@ -18,23 +18,21 @@ import grain
 import numpy as np
 
 from recjax.core.errors import CheckpointError, ConfigError, ExamplesError
-from recjax.data.batch import PAD, Batch
+from recjax.data.batch import Batch
 from recjax.data.coverage import Coverage, coverage
 from recjax.data.examples import Examples
-from recjax.data.hashing import hashed_with, hashes, mixed, uniform
+from recjax.data.filling import TIME_FIELDS, empty, fill
+from recjax.data.hashing import hashed_with, hashes, uniform
 from recjax.data.heldout import eval_batches, process_rows
-from recjax.data.record import spans
 from recjax.data.shards import ExampleSource
-from recjax.data.stream import Block, Stream, thin
-from recjax.data.vocab import OOV
+from recjax.data.stream import Stream
 from recjax.data.windows import History, check
 
 __all__ = ["BatchIterator", "Feed", "eval_batches", "train_batches"]
 
-_TIMES = ("none", "history", "target")
 # These do not change which row comes next.
 _NOT_ORDER = ("batch_size", "times", "prefetch", "memory_gib")
-_USERS, _MASK = 0x75736572, np.uint64(0x6D61736B)  # what a draw is for
+_USERS = 0x75736572  # what a draw is for
 _READ_AT_ONCE = 8192
 
 
@@ -90,8 +88,8 @@ class Feed:
                 f"Feed.mask_rate = {self.mask_rate}, context = {self.context}",
                 expected="a mask_rate of at least 0, below 1; context 0 where it is above 0",
             )
-        if self.times not in _TIMES:
-            raise ConfigError(f"Feed.times = {self.times!r}", expected=" or ".join(map(repr, _TIMES)))
+        if self.times not in TIME_FIELDS:
+            raise ConfigError(f"Feed.times = {self.times!r}", expected=" or ".join(map(repr, TIME_FIELDS)))
         if self.history_length > self.row_length:
             raise ConfigError(
                 f"a window of {self.history_length} does not fit a row of {self.row_length}",
@@ -152,6 +150,11 @@ class BatchIterator(grain.DatasetIterator[Batch]):
     def passes(self) -> list[float]:
         """How often each task's different targets have been trained on, on average."""
         return [seen / u for seen, u in zip(self.targets, self.unique_targets, strict=True)]
+
+    def epochs_of(self, batches: int, batch_size: int) -> list[float]:
+        """How often each task's windows are gone through in so many batches, if all blocks pack like the first."""
+        rows = self._first.num_rows
+        return self._stream.epochs(round(batches * batch_size * self._stream.block / rows))
 
     def coverage(self, epochs: Sequence[int]) -> list[Coverage]:
         """For each task, which share of its targets has been trained on after so many epochs."""
@@ -234,7 +237,6 @@ class _RowIterator(grain.DatasetIterator[Batch]):
     ) -> None:
         super().__init__()
         self._sources, self._stream, self._feed, self._rows, self._identity = sources, stream, feed, rows, identity
-        self._names = ("items", "times") if _time_fields(feed.times) else ("items",)
         self._block, self._row = 0, 0
 
     def get_state(self) -> dict[str, Any]:
@@ -253,7 +255,7 @@ class _RowIterator(grain.DatasetIterator[Batch]):
 
     def __next__(self) -> Batch:
         size = self._rows.stop - self._rows.start
-        batch = _empty(size, self._feed)
+        batch = empty(size, self._feed.row_length, times=self._feed.times, masked=self._feed.mask_rate > 0)
         done = 0
         while done < self._feed.batch_size:
             block = self._stream.plan(self._block)
@@ -261,77 +263,14 @@ class _RowIterator(grain.DatasetIterator[Batch]):
             first, last = max(self._rows.start - done, 0), min(self._rows.stop - done, count)
             if first < last:
                 at = slice(done + first - self._rows.start, done + last - self._rows.start)
-                self._fill({k: v[at] for k, v in batch.items()}, block, self._row + first, self._row + last)
+                part = {k: v[at] for k, v in batch.items()}
+                kept = range(self._row + first, self._row + last)
+                fill(part, block, kept, self._sources, mask_rate=self._feed.mask_rate)
             done += count
             self._row += count
             if self._row == block.num_rows:
                 self._block, self._row = self._block + 1, 0
         return batch
-
-    def _fill(self, batch: Batch, block: Block, first_row: int, last_row: int) -> None:
-        """Copy rows `first_row` to `last_row` of the block into a batch of zeros."""
-        kept = slice(block.bounds[first_row], block.bounds[last_row])
-        flat = {k: v.reshape(-1) for k, v in batch.items()}
-        for number, source in enumerate(self._sources):
-            mine: Any = kept
-            if len(self._sources) > 1:
-                mine = kept.start + np.flatnonzero(block.task[kept] == number)
-            example, length, skip = block.example[mine], block.length[mine], block.skip[mine]
-            if not len(example):
-                continue
-            found = source.read(example, self._names)
-            items, begins = found["items"]
-            slot = spans(np.zeros_like(length), length)  # place inside the window
-            to = slot + np.repeat((block.row[mine] - first_row) * self._feed.row_length + block.offset[mine], length)
-            source_slots = slot + np.repeat(begins + block.start[mine], length)
-            target_slots = source_slots + 1
-            if block.thinned[mine].any():
-                events = source.lengths[example] + bool(self._feed.mask_rate)
-                _thin(block, mine, events, begins, source_slots, target_slots)
-            is_trained = slot >= np.repeat(skip, length) if skip.any() else True
-            if self._feed.mask_rate:
-                source_slots = target_slots = target_slots - 1
-                event = source_slots - np.repeat(begins, length)
-                is_trained &= _hidden(block.draw[mine], length, event, is_trained, self._feed.mask_rate)
-                flat["masked"][to] = is_trained
-                shown = np.where(is_trained, PAD, items[source_slots])
-            else:
-                shown = items[source_slots]
-            targets = items[target_slots]
-            is_trained &= targets != OOV
-            flat["history_ids"][to] = shown
-            flat["target_ids"][to] = np.where(is_trained, targets, PAD)
-            flat["weight"][to] = is_trained
-            flat["positions"][to] = slot
-            flat["segment_ids"][to] = np.repeat(block.segment[mine], length)
-            if "times" in found:
-                times = found["times"][0]
-                flat["history_time"][to] = times[source_slots]
-                if "query_time" in flat:
-                    flat["query_time"][to] = times[target_slots]
-
-
-def _hidden(
-    draw: np.ndarray, length: np.ndarray, event: np.ndarray, allowed: np.ndarray | bool, rate: float
-) -> np.ndarray:
-    """bool per slot: whether a window's draw hides this event; of each window at least the one with the least hash."""
-    drawn = hashed_with(np.repeat(mixed(draw ^ _MASK), length), event)
-    drawn = np.where(allowed, drawn, np.iinfo(np.uint64).max)
-    least = np.repeat(np.minimum.reduceat(drawn, np.cumsum(length) - length), length)
-    return (uniform(drawn) < rate) | (drawn == least)
-
-
-def _thin(
-    block: Block, mine: Any, lengths: np.ndarray, begins: np.ndarray, sources: np.ndarray, targets: np.ndarray
-) -> None:
-    """Put the events of thinned windows in place of the consecutive ones that `sources` and `targets` point at."""
-    thinned = np.flatnonzero(block.thinned[mine])
-    length = block.length[mine]
-    count = int(length[thinned[0]]) + 1
-    events = thin(block.draw[mine][thinned], lengths[thinned].astype(np.int64), count)
-    events = events + begins[thinned][:, None]
-    at = (np.cumsum(length) - length)[thinned][:, None] + np.arange(count - 1)
-    sources[at], targets[at] = events[:, :-1], events[:, 1:]
 
 
 def _fed_lengths(source: ExampleSource, feed: Feed) -> np.ndarray:
@@ -346,19 +285,3 @@ def _fed_lengths(source: ExampleSource, feed: Feed) -> np.ndarray:
             drawn = hashed_with(hashes(1, _USERS), users[at])
             lengths[some] = np.where(uniform(drawn) < feed.user_fraction, lengths[some], 0)
     return lengths
-
-
-def _time_fields(times: str) -> tuple[str, ...]:
-    """The batch fields that `Feed.times` asks for."""
-    return {"none": (), "history": ("history_time",), "target": ("history_time", "query_time")}[times]
-
-
-def _empty(rows: int, feed: Feed) -> Batch:
-    shape = (rows, feed.row_length)
-    batch: Batch = {k: np.zeros(shape, np.int32) for k in ("history_ids", "target_ids", "positions", "segment_ids")}
-    batch["weight"] = np.zeros(shape, np.float32)
-    if feed.mask_rate:
-        batch["masked"] = np.zeros(shape, np.int32)
-    for name in _time_fields(feed.times):
-        batch[name] = np.zeros(shape, np.int64)
-    return batch

@@ -184,6 +184,16 @@ def test_context_takes_weight_from_cut_windows_alone(examples: Examples, history
     assert cut > 40
 
 
+def test_epochs_of_a_number_of_batches_are_foretold(examples: Examples) -> None:
+    found = train_batches([examples], [1.0], FEED, seed=5)
+    foretold = found.epochs_of(60, FEED.batch_size)
+    for _ in range(60):
+        next(found)
+    assert found.epochs[0] == pytest.approx(foretold[0], rel=0.1)
+    assert [c.epochs for c in found.coverage([1, 2])] == [(1, 2)]
+    found.close()
+
+
 def users_fed(examples: Examples, fraction: float, seed: int) -> set[int]:
     found = one_epoch(examples, replaced(FEED, user_fraction=fraction), seed=seed)
     return {int(owners(w["history_ids"])[0]) for w in found}
