@@ -216,8 +216,15 @@ class Assembly:
     def train_step(self) -> TrainStep:
         """The jitted train step; the state it is given is used up."""
         recipe = self.recipe
+        row_wise, frozen = optim.paths_of(recipe.optimizer, self.abstract_params())
         step = make_train_step(
-            self.model, recipe.objectives, self.optimizer, seed=recipe.seed, accumulate=recipe.accumulate
+            self.model,
+            recipe.objectives,
+            self.optimizer,
+            seed=recipe.seed,
+            accumulate=recipe.accumulate,
+            row_wise=row_wise,
+            frozen=frozen,
         )
         shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state())
         return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
@@ -227,8 +234,13 @@ class Assembly:
         count = np.stack([e.item_count for e in self.examples]).sum(axis=0, dtype=np.float32)
         valid = self.vocab.valid
         sharding = self.mesh.sharding(("items",))
-        return {
+        const: dict[str, jax.Array] = {
             "item_count": jax.make_array_from_callback(count.shape, sharding, lambda i: count[i]),
             "item_valid": jax.make_array_from_callback(valid.shape, sharding, lambda i: valid[i]),
+            "num_items": jax.device_put(np.int32(self.vocab.num_items), self.mesh.sharding()),
             **self.facts,
         }
+        with self.mesh.activate():
+            for objective in self.recipe.objectives:
+                const |= jax.jit(objective.prepare)(const)
+        return const

@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from recjax.core import schedules
+from recjax.core import row_wise, schedules
 from recjax.core.errors import ConfigError
 from recjax.core.module import Params
 from recjax.core.schedules import Schedule
 from recjax.core.state import TrainState, by_path, from_paths
 
-KINDS = ("adam", "adamw", "sgd", "adagrad")
+KINDS = ("adam", "adamw", "sgd", "adagrad", "rowwise_adagrad", "rowwise_adam")
 # Norms, biases and embeddings, by the names that recjax.nn gives them.
 NO_DECAY = (r"norm", r"bias$", r"(^|/)(table|head|position)$")
 
@@ -49,10 +49,13 @@ class Group:
 class Optimizer:
     """Adam, AdamW, SGD with momentum or AdaGrad (`KINDS`) with everything around it.
 
+    `rowwise_adagrad` and `rowwise_adam` (`core.row_wise`) are for tables with a row per item, in a group of their own:
+    a step reads and writes only the rows of its batch, at a cost that does not grow with the catalogue.
     `clip_norm` bounds the norm of the whole gradient. `no_decay` are the patterns of parameters that are not
     decayed. `groups` are (pattern, Group) pairs, of which the first that matches a path counts. `ema_decay` keeps
     average <- ema_decay * average + (1 - ema_decay) * parameters after every update, from the initial parameters
-    on, for evaluation (`eval_params`). `initial_accumulator` is AdaGrad's.
+    on, for evaluation (`eval_params`). `initial_accumulator` is AdaGrad's: 0.1 where
+    it is None, or 0 for the row-wise kind.
     """
 
     kind: str = "adamw"
@@ -61,7 +64,7 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.9
-    initial_accumulator: float = 0.1
+    initial_accumulator: float | None = None
     weight_decay: float = 0.0
     no_decay: tuple[str, ...] = NO_DECAY
     clip_norm: float | None = None
@@ -87,6 +90,7 @@ class Optimizer:
                     f"the optimiser 'adam' has no weight decay, but weight_decay = {decay}",
                     mend="Optimizer.kind = 'adamw', or weight_decay = 0",
                 )
+        self._check_row_wise()
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay = {self.ema_decay}", expected="0 <= ema_decay < 1, or None")
         for pattern in (*self.no_decay, *(p for p, _ in self.groups)):
@@ -94,6 +98,22 @@ class Optimizer:
                 re.compile(pattern)
             except re.error as error:
                 raise ConfigError(f"{pattern!r} is not a regular expression", where=str(error)) from error
+
+    def _check_row_wise(self) -> None:
+        if self.kind in row_wise.KINDS:
+            raise ConfigError(
+                f"Optimizer.kind = {self.kind!r} is for tables",
+                mend=f"Optimizer.groups = (('(^|/)(table|head)$', Group(kind = {self.kind!r})),)",
+            )
+        groups = [group for _, group in self.groups if group.kind in row_wise.KINDS]
+        if groups and self.ema_decay is not None:
+            raise ConfigError(
+                "an average of the weights moves every row in every step",
+                where=f"Optimizer.ema_decay = {self.ema_decay} beside a row-wise group",
+                mend="Optimizer.ema_decay = None",
+            )
+        if any(group.weight_decay for group in groups):
+            raise ConfigError("weight decay moves every row in every step", where="weight_decay of a row-wise group")
 
     def transform(self, params: Params, total_steps: int) -> optax.GradientTransformation:
         """`make` without the average; a subclass may be another rule over the same parameters."""
@@ -147,6 +167,13 @@ def group_of(config: Optimizer, params: Params) -> dict[str, str]:
     return labels
 
 
+def paths_of(config: Optimizer, params: Params) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The paths of the parameters that are updated row by row, and of those that are never updated."""
+    groups = {path: config.groups[int(label)][1] for path, label in group_of(config, params).items() if label}
+    by_rows = tuple(path for path, group in groups.items() if group.kind in row_wise.KINDS and not group.frozen)
+    return by_rows, tuple(path for path, group in groups.items() if group.frozen)
+
+
 def learning_rate(config: Optimizer, total_steps: int) -> optax.Schedule:
     """step -> learning rate outside any group, before a switch."""
     return schedules.make(config.schedule, config.learning_rate, total_steps)
@@ -173,9 +200,13 @@ def _of_group(config: Optimizer, group: Group, total_steps: int) -> optax.Gradie
         chain = [optax.scale_by_adam(*config.betas, eps=config.eps)]
     elif kind == "sgd":
         chain = [optax.trace(decay=config.momentum)]
+    elif kind == "adagrad":
+        chain = [optax.scale_by_rss(_first(config.initial_accumulator, 0.1), eps=config.eps)]
+    elif kind == "rowwise_adagrad":
+        chain = [row_wise.adagrad(_first(config.initial_accumulator, 0.0), eps=config.eps)]
     else:
-        chain = [optax.scale_by_rss(config.initial_accumulator, eps=config.eps)]
-    if decay:
+        chain = [row_wise.adam(*config.betas, eps=config.eps)]
+    if decay and kind not in row_wise.KINDS:
         chain.append(optax.add_decayed_weights(decay, mask=lambda params: _decayed(config, params)))
     rate = learning_rate(config, total_steps)
     chain.append(optax.scale_by_learning_rate(lambda step: rate(step) * group.learning_rate_scale))

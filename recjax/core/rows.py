@@ -13,7 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from recjax.core.sharding import Mesh, active
 
@@ -122,3 +122,43 @@ class Split:
         row = index - (jax.lax.axis_index(self.items) * size if self.items else 0)
         inside = (row >= 0) & (row < size)
         return jnp.where(inside, row, outside), inside
+
+
+def take_unique_rows(table: Shaped[Array, "v *d"], rows: Int[Array, " n"]) -> Shaped[Array, "n *d"]:
+    """`table[rows]`, itself split over the devices by rows; `rows` is the same on all of them, and those past the end
+    of the table come as the last one or as zero."""
+    mesh = active()
+    if mesh is None or not mesh.axes_of("items"):
+        return jnp.take(table, rows, axis=0, mode="clip")
+    split = Split(mesh, False)
+
+    def local(table: jax.Array, rows: jax.Array) -> jax.Array:
+        row, inside = split.local_rows(rows, table.shape[0])
+        taken = jnp.take(table, row, axis=0, mode="clip")
+        taken = jnp.where(inside.reshape(-1, *(1,) * (taken.ndim - 1)), taken, 0)
+        summed = taken.astype(jnp.int32) if taken.dtype == bool else taken
+        return jax.lax.psum_scatter(summed, split.items, scatter_dimension=0, tiled=True).astype(taken.dtype)
+
+    return split.island(local, (split.table, PartitionSpec()), split.table)(table, rows)
+
+
+def put_rows(
+    table: Shaped[Array, "v *d"], rows: Int[Array, " n"], values: Shaped[Array, "n *d"]
+) -> Shaped[Array, "v *d"]:
+    """`table` with `values` (laid out as `take_unique_rows` gives them) at `rows`, which are in order and different
+    up to those past the end of the table: these are left out. In place where the table is donated."""
+    mesh = active()
+
+    def write(table: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+        return table.at[rows].set(values, mode="drop")
+
+    if mesh is None or not mesh.axes_of("items"):
+        return write(table, rows, values)
+    split = Split(mesh, False)
+
+    def local(table: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+        values = jax.lax.all_gather(values, split.items, axis=0, tiled=True)
+        row, _ = split.local_rows(rows, table.shape[0], outside=table.shape[0])
+        return write(table, row, values)
+
+    return split.island(local, (split.table, PartitionSpec(), split.table), split.table)(table, rows, values)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from recjax.core import sparse_rows
 from recjax.core.module import Functional, Params
 from recjax.core.state import TrainState
 
@@ -29,18 +30,35 @@ def make_train_step(
     *,
     seed: int,
     accumulate: int = 1,
+    row_wise: Sequence[str] = (),
+    frozen: Sequence[str] = (),
 ) -> TrainStep:
     """A pure function (state, batch, const) -> (state, metrics), to be jitted with the state donated.
 
     The loss is the sum over objectives of `scale * total / weight`, `weight` being that of the whole batch, so that
     cutting the batch into `accumulate` micro-batches or over devices changes nothing but rounding. Randomness is a
     function of (`seed`, step, micro-batch) alone: a restart needs no random state. The model finds the `item/` arrays
-    of `const` in its batch. Metrics are scalars: `loss`, one
-    entry per objective and per metric of an objective, `grad_norm`, and `tokens`, the weight of the first objective.
+    of `const` in its batch. Metrics are scalars: `loss`, one entry per objective and per metric of an objective,
+    `grad_norm`, and `tokens`, the weight of the first objective.
+
+    Of the parameters `row_wise` (paths) only the rows that a batch touches are read, differentiated and written
+    (`core.sparse_rows`); `frozen` are those the optimiser never moves. Raises `ConfigError` where an objective needs
+    the other rows.
     """
+    sparse = sparse_rows.plan(model.axes, row_wise, frozen, objectives)
+
+    def keys_of(key: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        model_key, *keys = jax.random.split(key, 1 + len(objectives))
+        return model_key, keys
+
+    def with_draws(batch: Tree, const: Tree, key: jax.Array) -> Tree:
+        out = dict(batch)
+        for objective, objective_key in zip(objectives, keys_of(key)[1], strict=True):
+            out |= objective.draw(batch, const, objective_key)
+        return out
 
     def loss_of(params: Params, batch: Tree, const: Tree, weights: Tree, key: jax.Array) -> tuple[jax.Array, Tree]:
-        model_key, *keys = jax.random.split(key, 1 + len(objectives))
+        model_key, keys = keys_of(key)
         facts = {name: value for name, value in const.items() if name.startswith("item/")}
         out = model.apply(params, {**batch, **facts}, train=True, key=model_key)
         loss, sums = jnp.float32(0), {}
@@ -54,20 +72,32 @@ def make_train_step(
     gradients_of = jax.value_and_grad(loss_of, has_aux=True)
 
     def step(state: TrainState, batch: Tree, const: Tree) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        keys = jax.random.fold_in(jax.random.key(seed), state.step)
         weights = {o.name: jnp.maximum(o.total_weight(batch), 1e-9) for o in objectives}
         if accumulate == 1:
-            (loss, sums), gradients = gradients_of(state.params, batch, const, weights, key)
+            batch = with_draws(batch, const, keys)
         else:
-            loss, sums, gradients = _accumulated(
-                functools.partial(gradients_of, state.params), batch, const, weights, key, accumulate
-            )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
+            batch, keys = _micro_batches(batch, accumulate), jax.random.split(keys, accumulate)
+            batch = jax.lax.map(lambda xs: with_draws(xs[0], const, xs[1]), (batch, keys))
+        params, opt_state, rows, num_rows = state.params, state.opt_state, None, 0
+        if sparse is not None:
+            num_rows = sparse_rows.rows_of(params, sparse)
+            rows, batch = sparse.touched(batch, num_rows)
+            params, opt_state = (sparse.compact(tree, rows, num_rows) for tree in (params, opt_state))
+            const = sparse.compact_facts(const, rows, num_rows)
+        if accumulate == 1:
+            (loss, sums), gradients = gradients_of(params, batch, const, weights, keys)
+        else:
+            loss, sums, gradients = _accumulated(functools.partial(gradients_of, params), batch, const, weights, keys)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        new_params: Any = optax.apply_updates(params, updates)
+        if sparse is not None and rows is not None:
+            new_params = sparse.put(state.params, new_params, rows, num_rows)
+            opt_state = sparse.put(state.opt_state, opt_state, rows, num_rows)
         metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in sums.items()}
         tokens = weights[objectives[0].name]
         metrics |= {"loss": loss, "grad_norm": _norm(gradients), "tokens": tokens}
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return TrainState(step=state.step + 1, params=new_params, opt_state=opt_state), metrics
 
     return step
 
@@ -81,21 +111,22 @@ def _norm(tree: Params) -> jax.Array:
     return jnp.sqrt(sum((x * jax.lax.optimization_barrier(x)).sum() for x in jax.tree.leaves(tree)))
 
 
-def _accumulated(
-    gradients_of: Callable[..., Any], batch: Tree, const: Tree, weights: Tree, key: jax.Array, parts: int
-) -> tuple[jax.Array, Tree, Params]:
-    """Loss, sums and gradients added up over `parts` micro-batches, one in memory at a time."""
+def _micro_batches(batch: Tree, parts: int) -> Tree:
+    """[parts, b / parts, ...]: row i goes to micro-batch i % parts, so that every device keeps its own rows."""
+    return {k: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1) for k, x in batch.items()}
 
-    def split(x: jax.Array) -> jax.Array:
-        # Row i goes to micro-batch i % parts, so that every device keeps its own rows.
-        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+def _accumulated(
+    gradients_of: Callable[..., Any], batch: Tree, const: Tree, weights: Tree, keys: jax.Array
+) -> tuple[jax.Array, Tree, Params]:
+    """Loss, sums and gradients added up over micro-batches, one in memory at a time."""
 
     def body(carry: Any, xs: Any) -> tuple[Any, None]:
         micro_batch, micro_key = xs
         (loss, sums), gradients = gradients_of(micro_batch, const, weights, micro_key)
         return jax.tree.map(jnp.add, carry, (loss, sums, gradients)), None
 
-    xs = (jax.tree.map(split, batch), jax.random.split(key, parts))
+    xs = (batch, keys)
     first = jax.tree.map(lambda x: x[0], xs)
     shapes = jax.eval_shape(lambda b, k: gradients_of(b, const, weights, k), *first)
     (loss, sums), gradients = shapes

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from recjax.losses.negatives import Share
 from recjax.losses.sampled import SampledObjective, Scores
@@ -15,13 +15,14 @@ class BinaryCrossEntropy(SampledObjective):
     """-(log sigmoid(s_y) + sum_j log(1 - sigmoid(s_j))) / (1 + n), with one negative per position the loss of SASRec.
 
     Draws that are the target itself are left out (Kang and McAuley 2018, arXiv 1808.09781, equation 6, up to the
-    factor). Items elsewhere in the user's history may be drawn.
+    factor). Items elsewhere in the user's history count unless
+    `exclude_row`.
     """
 
     num_negatives: int = 1
     share: Share = "position"
 
-    def position_loss(self, scores: Scores, valid: Bool[Array, " v"]) -> Float[Array, "b l"]:
+    def position_loss(self, scores: Scores, num_items: Int[Array, ""]) -> Float[Array, "b l"]:
         """Loss of each position."""
         return binary_cross_entropy(scores)
 
@@ -39,9 +40,9 @@ class GBCE(SampledObjective):
     share: Share = "row"
     t: float = 0.75
 
-    def position_loss(self, scores: Scores, valid: Bool[Array, " v"]) -> Float[Array, "b l"]:
+    def position_loss(self, scores: Scores, num_items: Int[Array, ""]) -> Float[Array, "b l"]:
         """Loss of each position."""
-        rate = self.num_negatives / (valid.sum() - 1)
+        rate = self.num_negatives / (num_items - 1)
         return binary_cross_entropy(scores, rate * (self.t * (1 - 1 / rate) + 1 / rate))
 
 

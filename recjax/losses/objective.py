@@ -7,13 +7,18 @@ devices and hosts add up to the same loss whatever way the examples were cut.
 
 `const` holds device-resident facts about the prepared data, the same in every step:
 `item_count` float32 [v]: how often each catalogue row occurs in the training split (0 for padding and unknown).
+`item_valid` bool [v]: which rows are items; `num_items` int32 []: how many.
+`drawn/<name>/...`: what the objective of that name has prepared from these.
+
+An objective that draws items does so in `draw`, before anything is differentiated: the engine then knows every row of
+the catalogue that a step touches, and can leave the others alone (`core.sparse_rows`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from jaxtyping import Array, Float
@@ -36,18 +41,28 @@ class Objective:
     name: str = "next_item"
     scale: float = 1.0
     weight: str = "batch.weight"
+    # Whether the loss reads the table beyond the ids in the batch and what `draw` adds to it.
+    reads_catalogue: ClassVar[bool] = False
 
     def total_weight(self, batch: Tree) -> Float[Array, ""]:
         """What the loss is divided by: the weight of the whole batch, known before any of it is computed."""
         return find(self.weight, out={}, batch=batch, const={}).sum()
 
+    def prepare(self, const: Tree) -> dict[str, jax.Array]:
+        """Entries `drawn/<name>/...` for `const`, made once for a run."""
+        return {}
+
+    def draw(self, batch: Tree, const: Tree, key: jax.Array) -> dict[str, jax.Array]:
+        """Entries `drawn/<name>/...` for the batch; one that ends in `rows` holds rows of the catalogue, int32."""
+        return {}
+
     def __call__(self, out: Tree, batch: Tree, const: Tree, key: jax.Array) -> LossSum:
-        """Sum and weight of the loss; `key` seeds whatever the objective draws."""
+        """Sum and weight of the loss; `key`, the one `draw` was given, seeds whatever it draws."""
         raise NotImplementedError(type(self).__name__)
 
 
-def find(path: str, *, out: Tree, batch: Tree, const: Tree) -> jax.Array:
-    """The array at `path`, whose first part is `out`, `batch` or `const`."""
+def find(path: str, *, out: Tree, batch: Tree, const: Tree) -> Any:
+    """What is at `path`, whose first part is `out`, `batch` or `const`."""
     root, _, name = path.partition(".")
     sources = {"out": out, "batch": batch, "const": const}
     if root not in sources or name not in sources[root]:

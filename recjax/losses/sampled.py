@@ -11,17 +11,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from recjax.core.rows import take_rows
-from recjax.losses.negatives import Sampler, Share, catalogue_weights, draw_rows, log_chance
+from recjax.losses import negatives as draws
+from recjax.losses.negatives import Cumulative, Sampler, Share
 from recjax.losses.objective import LossSum, Objective, Tree, find
 
 EXCLUDED = np.float32(-1e30)
 
 
 class Scores(NamedTuple):
-    """Logits of targets and negatives; `hit` marks negatives that are the target itself.
+    """Logits of targets and negatives; `hit` marks negatives that do not count, such as the target itself.
 
     `log_expected` is how often each negative is expected among the draws, as a logarithm.
     """
@@ -36,50 +37,116 @@ class Scores(NamedTuple):
 class SampledObjective(Objective):
     """A loss over the target and `num_negatives` drawn items.
 
-    `sampler`: `uniform` over the catalogue, `popularity` (training count to the `power`) or `in_batch` (targets of
-    the batch). `share`: one draw for the `batch` (of each micro-batch), for each `row` of it, or for each `position`.
-    Logits are divided by `temperature`.
+    `sampler`: `uniform` over the catalogue, `popularity` (training count to the `power`), `in_batch` (targets of
+    the batch), or `mixed`: half of them uniform, half in the batch (Yang et al. 2020, "Mixed negative sampling").
+    `share`: one draw for the `batch` (of each micro-batch), for each `row` of it, or for each `position`. With
+    `exclude_row` a draw that is any item of the same batch row, earlier or later, does not count. Logits are divided
+    by `temperature`.
+
+    The table is an array [v, d], or an object whose `rows(ids [b, l, n])` gives vectors [b, l, n, d] that may depend
+    on the position.
     """
 
     hidden: str = "out.hidden"
     table: str = "out.table"
     targets: str = "batch.target_ids"
+    history: str = "batch.history_ids"
     valid: str = "const.item_valid"
     count: str = "const.item_count"
     num_negatives: int = 128
     sampler: Sampler = "uniform"
     power: float = 1.0
     share: Share = "batch"
+    exclude_row: bool = False
     temperature: float = 1.0
+
+    def prepare(self, const: Tree) -> dict[str, jax.Array]:
+        """Weights of the catalogue summed up, and the logarithm of their sum."""
+        if self.sampler == "uniform":
+            return {}
+        get = functools.partial(find, out={}, batch={}, const=const)
+        power = self.power if self.sampler == "popularity" else 1.0
+        sums = draws.cumulate(draws.popularity_weights(power, get(self.valid), get(self.count)))
+        out = {"log_total": jnp.log(sums.across[-1])}
+        if self.sampler == "popularity":
+            out |= sums._asdict()
+        return {f"drawn/{self.name}/{name}": value for name, value in out.items()}
+
+    def draw(self, batch: Tree, const: Tree, key: jax.Array) -> dict[str, jax.Array]:
+        """Rows of the negatives, and the logarithm of how often each is expected: [1 or b, 1 or l, n]."""
+        get = functools.partial(find, out={}, batch=batch, const=const)
+        targets = get(self.targets)
+        lead = {"batch": (1, 1), "row": (targets.shape[0], 1), "position": targets.shape}[self.share]
+        n = self.num_negatives
+        parts = {"uniform": n - n // 2, "in_batch": n // 2} if self.sampler == "mixed" else {self.sampler: n}
+        keys = jax.random.split(key, 2) if self.sampler == "mixed" else [key]
+        drawn = [self._rows(p, get, const, k, (*lead, size)) for k, (p, size) in zip(keys, parts.items(), strict=True)]
+        rows = jnp.concatenate(drawn, axis=-1)
+        counts = [self._log_chance(part, get, const, rows) + np.log(size) for part, size in parts.items() if size]
+        expected = functools.reduce(jnp.logaddexp, counts)
+        return {f"drawn/{self.name}/rows": rows, f"drawn/{self.name}/log_expected": expected}
+
+    def _rows(self, sampler: str, get: Any, const: Tree, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        if sampler == "uniform":
+            return draws.draw_uniform(key, shape, num_items_of(const, self.valid))
+        if sampler == "popularity":
+            sums = Cumulative(*(self._prepared(const, name) for name in Cumulative._fields))
+            return draws.draw_rows(key, shape, sums)
+        positive = (get(self.weight) > 0).reshape(-1).astype(jnp.float32)
+        return get(self.targets).reshape(-1)[draws.draw_rows(key, shape, positive)]
+
+    def _log_chance(self, sampler: str, get: Any, const: Tree, rows: jax.Array) -> jax.Array:
+        if sampler == "uniform":
+            return jnp.broadcast_to(-jnp.log(num_items_of(const, self.valid).astype(jnp.float32)), rows.shape)
+        count, _ = take_rows(get(self.count)[:, None], rows, by_batch=self.share != "batch")
+        if self.sampler == "in_batch":  # what is in the batch may not be in the log
+            count = jnp.maximum(count, 1)
+        power = self.power if sampler == "popularity" else 1.0
+        return draws.log_chance(count[..., 0] ** power, self._prepared(const, "log_total"))
+
+    def _prepared(self, const: Tree, name: str) -> jax.Array:
+        path = f"drawn/{self.name}/{name}"
+        return const[path] if path in const else self.prepare(const)[path]
 
     def __call__(self, out: Tree, batch: Tree, const: Tree, key: jax.Array) -> LossSum:
         """Sum of `position_loss` with `weight`."""
         get = functools.partial(find, out=out, batch=batch, const=const)
-        weight, valid = get(self.weight).astype(jnp.float32), get(self.valid)
-        loss = self.position_loss(self._scores(get, weight, valid, key), valid)
-        total = weight.sum()
-        return LossSum((loss * weight).sum(), total, {})
+        if f"drawn/{self.name}/rows" not in batch:
+            batch = {**batch, **self.draw(batch, const, key)}
+        weight = get(self.weight).astype(jnp.float32)
+        loss = self.position_loss(self.scores(out, batch, const), num_items_of(const, self.valid))
+        return LossSum((loss * weight).sum(), weight.sum(), {})
 
-    def position_loss(self, scores: Scores, valid: Bool[Array, " v"]) -> Float[Array, "b l"]:
+    def position_loss(self, scores: Scores, num_items: Int[Array, ""]) -> Float[Array, "b l"]:
         """Loss of each position."""
         raise NotImplementedError(type(self).__name__)
 
-    def _scores(self, get: Any, weight: jax.Array, valid: jax.Array, key: jax.Array) -> Scores:
+    def scores(self, out: Tree, batch: Tree, const: Tree) -> Scores:
+        """Logits of the targets and of what `draw` has put into the batch."""
+        get = functools.partial(find, out=out, batch=batch, const=const)
         hidden, table, targets = get(self.hidden), get(self.table), get(self.targets)
-        weights = catalogue_weights(self.sampler, self.power, valid, get(self.count))
-        lead = {"batch": (1, 1), "row": (targets.shape[0], 1), "position": targets.shape}[self.share]
-        shape = (*lead, self.num_negatives)
-        if self.sampler == "in_batch":
-            negatives = targets.reshape(-1)[draw_rows(key, shape, (weight > 0).reshape(-1).astype(jnp.float32))]
-        else:
-            negatives = draw_rows(key, shape, weights)
-        target_rows, table = take_rows(table, targets)
-        negative_rows, _ = take_rows(table, negatives, by_batch=self.share != "batch")
+        rows, log_expected = (batch[f"drawn/{self.name}/{name}"] for name in ("rows", "log_expected"))
         hidden = hidden / self.temperature
-        target = jnp.einsum("bld,bld->bl", hidden.astype(jnp.float32), target_rows)
+        if isinstance(table, jax.Array):
+            target_rows, table = take_rows(table, targets)
+            negative_rows, _ = take_rows(table, rows, by_batch=self.share != "batch")
+        else:
+            everywhere = jnp.broadcast_to(rows, (*targets.shape, rows.shape[-1]))
+            vectors = table.rows(jnp.concatenate([targets[..., None], everywhere], axis=-1))
+            target_rows, negative_rows = vectors[..., 0, :], vectors[..., 1:, :]
+        target = jnp.einsum("bld,bld->bl", hidden.astype(jnp.float32), target_rows.astype(jnp.float32))
         negative = _negative_logits(hidden, negative_rows.astype(hidden.dtype))
-        hit = negatives == targets[..., None]
-        return Scores(target, negative, hit, log_chance(weights, negatives) + np.log(self.num_negatives))
+        hit = rows == targets[..., None]
+        if self.exclude_row:
+            hit |= draws.occur_in(rows, jnp.concatenate([get(self.history), targets], axis=1))
+        return Scores(target, negative, hit, log_expected)
+
+
+def num_items_of(const: Tree, valid: str = "const.item_valid") -> Int[Array, ""]:
+    """Number of items of the catalogue."""
+    if "num_items" in const:
+        return jnp.asarray(const["num_items"], jnp.int32)
+    return find(valid, out={}, batch={}, const=const).sum(dtype=jnp.int32)
 
 
 def _negative_logits(hidden: jax.Array, rows: jax.Array) -> jax.Array:
@@ -102,7 +169,7 @@ class SampledSoftmax(SampledObjective):
 
     logq: bool = True
 
-    def position_loss(self, scores: Scores, valid: Bool[Array, " v"]) -> Float[Array, "b l"]:
+    def position_loss(self, scores: Scores, num_items: Int[Array, ""]) -> Float[Array, "b l"]:
         """Loss of each position."""
         return sampled_softmax(scores, logq=self.logq)
 

@@ -9,7 +9,7 @@ the table stays split by rows; only hidden vectors and per-position sums travel.
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ class CatalogueSoftmax(Objective):
     z_loss: float = 0.0
     method: Method = "auto"
     chunk: int | None = None
+    reads_catalogue: ClassVar[bool] = True
 
     def __call__(self, out: Tree, batch: Tree, const: Tree, key: jax.Array) -> LossSum:
         """Draws nothing; `key` is not used."""

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from recjax.core.sharding import MeshConfig, make_mesh
-from recjax.losses.negatives import catalogue_weights, draw_rows, log_chance
+from recjax.losses.negatives import (
+    FIRST_ITEM,
+    cumulate,
+    draw_rows,
+    draw_uniform,
+    log_chance,
+    occur_in,
+    popularity_weights,
+)
 
 
 @pytest.mark.parametrize("rows", [5, 128, 300])
@@ -40,8 +48,23 @@ def test_same_draws_on_any_number_of_devices() -> None:
 
 def test_weights_and_their_log_chance() -> None:
     valid, count = jnp.asarray([False, False, True, True, True]), jnp.asarray([9.0, 9.0, 4.0, 1.0, 0.0])
-    np.testing.assert_allclose(catalogue_weights("uniform", 0.5, valid, count), [0, 0, 1, 1, 1])
-    np.testing.assert_allclose(catalogue_weights("popularity", 0.5, valid, count), [0, 0, 2, 1, 0])
-    weights = catalogue_weights("in_batch", 0.5, valid, count)
+    np.testing.assert_allclose(popularity_weights(0.5, valid, count), [0, 0, 2, 1, 0])
+    weights = popularity_weights(1.0, valid, count)
     np.testing.assert_allclose(weights, [0, 0, 4, 1, 0])
-    np.testing.assert_allclose(np.exp(log_chance(weights, jnp.arange(2, 5))), [0.8, 0.2, 0.2], rtol=1e-6)
+    log_total = jnp.log(cumulate(weights).across[-1])
+    np.testing.assert_allclose(np.exp(log_chance(weights[2:], log_total)), [0.8, 0.2, 0], rtol=1e-6)
+
+
+def test_uniform_draws_are_items_and_even() -> None:
+    drawn = np.asarray(draw_uniform(jax.random.key(3), (40_000,), jnp.int32(10)))
+    got = np.bincount(drawn, minlength=FIRST_ITEM + 10)
+    assert drawn.max() == FIRST_ITEM + 9 and not got[:FIRST_ITEM].any()
+    assert (np.abs(got[FIRST_ITEM:] - 4000) < 4.5 * np.sqrt(4000)).all()
+
+
+@pytest.mark.parametrize("lead", [(1, 1), (6, 1), (6, 4)])
+def test_occurrence_equals_brute_force(lead: tuple[int, int]) -> None:
+    draw = np.random.default_rng(4)
+    rows, items = draw.integers(0, 30, (*lead, 7)), draw.integers(0, 30, (6, 5))
+    want = [[[n in items[b] for n in position] for position in rows[b % lead[0]]] for b in range(6)]
+    np.testing.assert_array_equal(occur_in(jnp.asarray(rows), jnp.asarray(items)), want)

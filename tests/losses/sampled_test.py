@@ -64,27 +64,31 @@ def test_every_item_once_is_the_full_softmax() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
 
 
-@pytest.mark.parametrize("sampler", ["uniform", "popularity"])
+@pytest.mark.parametrize("sampler", ["uniform", "popularity", "mixed"])
 def test_partition_function_is_estimated_without_bias(sampler: str) -> None:
     """With the logQ correction, exp(loss) times exp(target logit) has the mean of the full sum of exponentials."""
     out, batch = _inputs()
-    batch = {**batch, "target_ids": jnp.full((B, L), 7, jnp.int32), "weight": jnp.ones((B, L))}
-    objective = SampledSoftmax(num_negatives=32, sampler=sampler, power=0.7)
+    targets = jax.random.randint(jax.random.key(1), (B, L), 2, 2 + ITEMS, jnp.int32)
+    batch = {**batch, "target_ids": targets, "weight": jnp.ones((B, L))}
+    # In-batch negatives come as often as the log has them: here the batch is the log.
+    count = jnp.bincount(targets.ravel(), length=V).astype(jnp.float32) if sampler == "mixed" else COUNT
+    const = {"item_valid": VALID, "item_count": count}
 
     class Partition(SampledSoftmax):
-        def position_loss(self, scores, valid):
-            return jnp.exp(super().position_loss(scores, valid) + scores.target)
+        def position_loss(self, scores, num_items):
+            return jnp.exp(super().position_loss(scores, num_items) + scores.target)
 
-    estimate = Partition(num_negatives=32, sampler=objective.sampler, power=objective.power)
+    estimate = Partition(num_negatives=32, sampler=sampler, power=0.7)
+    const |= estimate.prepare(const)
     keys = jax.random.split(jax.random.key(0), 4000)
-    drawn = jax.lax.map(lambda key: estimate(out, batch, CONST, key).total, keys)
+    drawn = jax.lax.map(lambda key: estimate(out, batch, const, key).total, keys)
     want = np.where(VALID, np.exp(np.einsum("bld,vd->blv", out["hidden"], out["table"])), 0).sum()
     error = np.std(drawn) / np.sqrt(len(keys))
     assert abs(np.mean(drawn) - want) < 4 * error and error < 0.02 * want
 
 
 @pytest.mark.parametrize("share", ["batch", "row", "position"])
-@pytest.mark.parametrize("sampler", ["uniform", "in_batch"])
+@pytest.mark.parametrize("sampler", ["uniform", "popularity", "mixed"])
 def test_many_devices_equal_one(share: str, sampler: str) -> None:
     out, batch = _inputs()
     objective = SampledSoftmax(num_negatives=16, sampler=sampler, share=share, temperature=0.2)
@@ -101,3 +105,44 @@ def test_many_devices_equal_one(share: str, sampler: str) -> None:
             parts = {k: jax.device_put(v, mesh.sharding(names[k])) for k, v in out.items()}
             got = jax.jit(loss)(parts, mesh.put_batch(jax.device_get(batch)))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), jax.device_get(got), want)
+
+
+def test_what_is_prepared_and_drawn_before_gives_the_same_loss() -> None:
+    out, batch = _inputs()
+    for sampler in ("uniform", "popularity", "in_batch", "mixed"):
+        objective = SampledSoftmax(num_negatives=7, sampler=sampler, share="row", power=0.5)
+        const = {**CONST, "num_items": jnp.int32(ITEMS), **objective.prepare(CONST)}
+        drawn = objective.draw(batch, const, jax.random.key(1))
+        assert {k: v.shape for k, v in drawn.items()} == dict.fromkeys(drawn, (B, 1, 7))
+        want = objective(out, batch, CONST, jax.random.key(1)).total
+        got = objective(out, {**batch, **drawn}, const, jax.random.key(2)).total
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_vectors_that_depend_on_the_position() -> None:
+    """A table that answers `rows` gives what the same vectors in an array give."""
+    out, batch = _inputs()
+
+    class Table:
+        def rows(self, ids: jax.Array) -> jax.Array:
+            return out["table"][ids] * scale[:, :, None, None]
+
+    scale = jnp.linspace(0.5, 2, B * L).reshape(B, L)
+    for share in ("batch", "row", "position"):
+        objective = SampledSoftmax(num_negatives=5, share=share)
+        got = objective({**out, "table": Table()}, batch, CONST, jax.random.key(3)).total
+        # The scale of an item vector and of the hidden vector are the same to a dot product.
+        scaled = {**out, "hidden": out["hidden"] * scale[..., None]}
+        np.testing.assert_allclose(got, objective(scaled, batch, CONST, jax.random.key(3)).total, rtol=1e-5)
+
+
+def test_items_of_the_row_are_no_negatives() -> None:
+    out, batch = _inputs()
+    batch["history_ids"] = jnp.roll(batch["target_ids"], 1, axis=1)
+    objective = SampledSoftmax(num_negatives=200, exclude_row=True)
+    drawn = objective.draw(batch, CONST, jax.random.key(0))
+    hit = np.asarray(objective.scores(out, {**batch, **drawn}, CONST).hit)
+    rows = np.asarray(drawn["drawn/next_item/rows"])[0, 0]
+    for b, i in np.ndindex(B, L):
+        np.testing.assert_array_equal(hit[b, i], np.isin(rows, batch["target_ids"][b]))
+    assert 0 < hit.sum() < hit.size

@@ -1,0 +1,146 @@
+"""Training a table of a long catalogue at a cost that does not grow with the catalogue.
+
+A step touches the rows of its batch and of the negatives drawn for it. `SparseRows` takes these rows, each once, out
+of every table into a compact one, writes the ids of the batch as rows of that, and in the end puts what the optimiser
+made of them back in place. In between, models, objectives and optimisers see a small catalogue and nothing else, and
+a gradient has the size of the batch. It refuses what would need the other rows: a full softmax, a dense optimiser, an
+average of the weights.
+
+The first two rows, padding and the unknown item, are always there and stay the first two. Rows that fill the compact
+table up to its fixed size are copies nobody refers to; they are never written back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from recjax.core import state
+from recjax.core.errors import ConfigError
+from recjax.core.module import Params
+from recjax.core.rows import put_rows, take_unique_rows
+from recjax.core.sharding import active
+
+# Fields of a batch that hold rows of the catalogue, besides what objectives draw.
+ID_FIELDS = ("history_ids", "target_ids", "negatives", "teacher/rows")
+_SPECIAL = 2
+
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SparseRows:
+    """Which parameters have a row per item (`tables`), and which of them are trained (`trained`), by path."""
+
+    tables: tuple[str, ...]
+    trained: tuple[str, ...]
+
+    def touched(self, batch: Tree, num_rows: int) -> tuple[jax.Array, Tree]:
+        """Every row of the catalogue in the batch, once and in order, and the batch with places in that instead.
+
+        The result has a fixed length; places that are left over hold `num_rows`.
+        """
+        ids = {name: batch[name] for name in batch if _holds_rows(name)}
+        every = jnp.concatenate([jnp.arange(_SPECIAL, dtype=jnp.int32), *(x.reshape(-1) for x in ids.values())])
+        parts = 1 if (mesh := active()) is None else mesh.size_of("items")
+        size = min(every.shape[0], num_rows)
+        size += -size % parts
+        rows = jnp.unique(_whole(every), size=size, fill_value=num_rows)
+        places = {name: jnp.searchsorted(rows, x).astype(x.dtype) for name, x in ids.items()}
+        return rows, {**batch, **places}
+
+    def compact(self, tree: Any, rows: jax.Array, num_rows: int) -> Any:
+        """`tree` (parameters, or an optimiser's state) with only `rows` of everything that has a row per item."""
+        return self._map(tree, lambda x: take_unique_rows(x, rows), num_rows, self.tables)
+
+    def compact_facts(self, const: Tree, rows: jax.Array, num_rows: int) -> Tree:
+        """The facts of `const` about these rows alone; what was prepared for drawing is left out."""
+        return {
+            name: take_unique_rows(x, rows) if name.startswith("item") and x.shape[:1] == (num_rows,) else x
+            for name, x in const.items()
+            if not name.startswith("drawn/")
+        }
+
+    def put(self, old: Any, new: Any, rows: jax.Array, num_rows: int) -> Any:
+        """`old` with the compact `new` written in place of `rows`."""
+        paths = self._owned(old, num_rows, self.tables)
+        trained = self._owned(old, num_rows, self.trained)
+        before, after = state.by_path(old), state.by_path(new)
+        out = {
+            path: (put_rows(before[path], rows, after[path]) if path in trained else before[path])
+            if path in paths
+            else after[path]
+            for path in before
+        }
+        return state.from_paths(old, out)
+
+    def _map(self, tree: Any, function: Any, num_rows: int, tables: Sequence[str]) -> Any:
+        owned = self._owned(tree, num_rows, tables)
+        return state.from_paths(tree, {p: function(x) if p in owned else x for p, x in state.by_path(tree).items()})
+
+    def _owned(self, tree: Any, num_rows: int, tables: Sequence[str]) -> set[str]:
+        """Paths of the leaves of `tree` that belong to one of the `tables` and have a row for each of its rows."""
+        return {
+            path
+            for path, leaf in state.by_path(tree).items()
+            if leaf.shape[:1] == (num_rows,) and any(path == t or path.endswith("/" + t) for t in tables)
+        }
+
+
+def plan(axes: Params, row_wise: Sequence[str], frozen: Sequence[str], objectives: Sequence[Any]) -> SparseRows | None:
+    """How to train the parameters `row_wise` (paths) row by row; None when there are none.
+
+    `axes` are the logical axes of all parameters. Raises `ConfigError` where something else needs whole tables.
+    """
+    if not row_wise:
+        return None
+    named = _paths(axes)
+    tables = tuple(path for path, names in named.items() if "items" in names)
+    for path in row_wise:
+        if named[path][:1] != ("items",):
+            raise ConfigError(
+                f"{path} is trained row by row, but has no row for each item",
+                where="Optimizer.groups",
+                expected="a pattern that matches only tables: " + ", ".join(tables),
+            )
+    if dense := sorted(set(tables) - set(row_wise) - set(frozen)):
+        raise ConfigError(
+            f"{', '.join(dense)} would be trained whole beside {', '.join(row_wise)}, which is trained row by row",
+            where="Optimizer.groups",
+            expected="every table with a row for each item in a row-wise or a frozen group",
+        )
+    for objective in objectives:
+        if objective.reads_catalogue:
+            raise ConfigError(
+                f"the objective {objective.name!r} ({type(objective).__name__}) moves every row of the catalogue, but "
+                f"{', '.join(row_wise)} is trained row by row",
+                where="Optimizer.groups and Recipe.objectives",
+                mend="take a sampled loss such as SampledSoftmax, or the optimiser adam or adagrad for the tables",
+            )
+    return SparseRows(tables=tables, trained=tuple(row_wise))
+
+
+def rows_of(params: Params, sparse: SparseRows) -> int:
+    """Length of the catalogue."""
+    return state.by_path(params)[sparse.tables[0]].shape[0]
+
+
+def _holds_rows(name: str) -> bool:
+    return name in ID_FIELDS or (name.startswith("drawn/") and name.endswith("rows"))
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """`x` on every device: all of them sort the same ids."""
+    mesh = active()
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, mesh.sharding())
+
+
+def _paths(axes: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[str | None, ...]]:
+    out: dict[str, tuple[str | None, ...]] = {}
+    for name, value in axes.items():
+        out |= {prefix + str(name): value} if isinstance(value, tuple) else _paths(value, f"{prefix}{name}/")
+    return out
