@@ -112,7 +112,8 @@ class Recurrent(Module):
 
     def __init__(self, config: RecurrentConfig, *, rngs: Rngs) -> None:
         c = self.config = config
-        self.layers = nnx.List([Gru(c.units if i else c.width, c.units, rngs=rngs) for i in range(c.num_layers)])
+        for i in range(c.num_layers):  # attributes, as parameter paths are made of names
+            setattr(self, f"layer_{i}", Gru(c.units if i else c.width, c.units, rngs=rngs))
         self.out = param(rngs, (c.units, c.width), ("mlp", "embed"), fan_in_normal)
         self.out_bias = param(rngs, (c.width,), (None,), nnx.initializers.zeros)
 
@@ -123,8 +124,8 @@ class Recurrent(Module):
         c = self.config
         x = x.astype(c.dtype)
         keys: Any = jax.random.split(key, c.num_layers) if train and key is not None else [None] * c.num_layers
-        for layer, layer_key in zip(self.layers, keys, strict=True):
-            x = constrain(layer(x, layout.positions), "batch", "length", None)
+        for i, layer_key in enumerate(keys):
+            x = constrain(getattr(self, f"layer_{i}")(x, layout.positions), "batch", "length", None)
             if layer_key is not None:
                 x = dropout(x, c.dropout, layer_key)
         return linear(x, self.out[...], self.out_bias[...])

@@ -40,7 +40,7 @@ def _transcribe(params: dict, x: np.ndarray) -> np.ndarray:
     """One example, event by event; gates in the order and form of torch.nn.GRU."""
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     sigmoid = lambda t: 1 / (1 + np.exp(-t))  # noqa: E731
-    for layer in (p["layers"][i] for i in sorted(p["layers"])):
+    for layer in (p["layer_0"], p["layer_1"]):
         state, states = np.zeros(layer["state"].shape[0]), []
         for event in x:
             a_r, a_z, a_n = np.einsum("d,dgu->gu", event, layer["input"]) + layer["input_bias"]
