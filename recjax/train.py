@@ -165,6 +165,7 @@ class _Run:
             "parameters": count_parameters(self.assembly.abstract_params()),
             "flops_per_token": dataclasses.asdict(self.flops),
             "epoch_targets": self.batches.epoch_targets,
+            "unique_targets": self.batches.unique_targets,
             "row_use": self.batches.row_use,
         }
 
