@@ -133,7 +133,7 @@ def _stage(
 ) -> Stage | None:
     """Train, infer and evaluate one stage in its place under `folder`; None when it was told to stop."""
     header = read_header(file)
-    bindings = (*flags.bindings, f"SEED={seed}")
+    bindings = (*_bindings_for(file, files, flags.bindings), f"SEED={seed}")
     if "%STAGES" in file.read_text(encoding="utf-8"):
         bindings += (f"STAGES={str(folder)!r}",)
     recipe, snapshot = command.load(dataclasses.replace(flags, gin_files=(str(file),), bindings=bindings))
@@ -165,6 +165,15 @@ def _targets_seen(recipe: Recipe, cache: Path | None) -> float:
     seen = batches.coverage([epochs])[0].total[0]
     batches.close()
     return seen
+
+
+def _bindings_for(file: Path, files: Sequence[Path], bindings: Sequence[str]) -> list[str]:
+    """The bindings of the command line that concern a stage: SOURCE_DIR those that take it, DATA_DIR all others."""
+    takes_source = {path: "DATA_DIR = %SOURCE_DIR" in path.read_text(encoding="utf-8") for path in files}
+    if not any(takes_source.values()):
+        return list(bindings)
+    other = "DATA_DIR" if takes_source[file] else "SOURCE_DIR"
+    return [binding for binding in bindings if binding.partition("=")[0].strip() != other]
 
 
 def _arms(stages: Sequence[Stage]) -> list[Arm]:

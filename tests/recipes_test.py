@@ -82,8 +82,8 @@ def test_all_macros_are_taken_and_no_other(stage: Path) -> None:
         "MESH": "data=2,model=4",
         "SHARDING": "fsdp_model",
     }
-    if "%SOURCE_DIR" in stage.read_text():
-        given["SOURCE_DIR"] = "/somewhere"
+    if "DATA_DIR = %SOURCE_DIR" in stage.read_text():
+        given["SOURCE_DIR"] = given.pop("DATA_DIR")
     recipe = build(stage, bindings=tuple(f"{name}={value!r}" for name, value in given.items()))
     assert {task.data.path for task in recipe.mixture.tasks} == {"/somewhere"}
     assert (recipe.seed, recipe.train_steps, recipe.feed.batch_size) == (7, 12_345, 48)

@@ -62,3 +62,14 @@ def test_a_command_that_cannot_be_run_says_why(
 ) -> None:
     assert cli.run(run.main, words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_stage_is_given_the_data_it_takes(tmp_path: Path) -> None:
+    """Of a system that is trained on one log and used on another; where there is one log, a mistake stays one."""
+    first, second = tmp_path / "1_first.gin", tmp_path / "2_second.gin"
+    first.write_text("SOURCE_DIR = ''\nDATA_DIR = %SOURCE_DIR\n")
+    second.write_text("DATA_DIR = ''\n")
+    given = ["SOURCE_DIR='/a'", "DATA_DIR='/b'", "TRAIN_STEPS=3"]
+    assert run._bindings_for(first, [first, second], given) == ["SOURCE_DIR='/a'", "TRAIN_STEPS=3"]
+    assert run._bindings_for(second, [first, second], given) == ["DATA_DIR='/b'", "TRAIN_STEPS=3"]
+    assert run._bindings_for(second, [second], given) == given
