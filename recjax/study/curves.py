@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,8 +52,8 @@ class Allocation:
     budgets: int
 
 
-def isoflop(compute: float, parameters: Sequence[float], targets: Sequence[float], loss: Sequence[float]) -> IsoFlop:
-    """The curve of one budget; raises `ConfigError` for fewer than three sizes."""
+def isoflop(compute: float, parameters: Any, targets: Any, loss: Any) -> IsoFlop:
+    """The curve of one budget from N, D and loss of its runs; raises `ConfigError` for fewer than three sizes."""
     n, d, y = (np.asarray(values, float) for values in (parameters, targets, loss))
     if len(np.unique(n)) < 3:
         raise ConfigError(f"a parabola through {len(np.unique(n))} sizes", expected="three sizes or more for a budget")
@@ -113,6 +114,6 @@ def _lowest(parabola: np.ndarray, z: np.ndarray) -> tuple[float, bool]:
     return float(ends[np.argmin(np.polyval(parabola, ends))]), False
 
 
-def _central(values: Sequence[float]) -> tuple[float, float]:
+def _central(values: Any) -> tuple[float, float]:
     low, high = np.quantile(values, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return float(low), float(high)

@@ -18,10 +18,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-Values = Mapping[str, np.ndarray]
+Values = Mapping[str, Any]  # of floats or of arrays [...], as theta is [p] or [..., p]
 _EXPONENTS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 _FLOORS = (0.02, 0.3, 0.6, 0.8, 0.9, 0.97)
 
@@ -48,12 +49,12 @@ class Law:
         return np.where(self.is_logged, np.log(np.where(self.is_logged, x, 1.0)), x) - centre
 
 
-def effective_targets(unique: np.ndarray, repeats: np.ndarray, r: np.ndarray | float) -> np.ndarray:
+def effective_targets(unique: Any, repeats: Any, r: Any) -> Any:
     """D_eff = U + U r (1 - exp(-R / r)): what R repetitions of U targets are worth in new ones."""
     return unique + unique * r * -np.expm1(-repeats / r)
 
 
-def _exp(log: np.ndarray) -> np.ndarray:
+def _exp(log: Any) -> Any:
     return np.exp(np.clip(log, -12.0, 6.0))
 
 
@@ -141,7 +142,7 @@ def _repetition_values(theta: np.ndarray, centre: np.ndarray) -> Values:
     }
 
 
-def _log10(natural: np.ndarray) -> np.ndarray:
+def _log10(natural: Any) -> Any:
     return natural / np.log(10.0)
 
 
