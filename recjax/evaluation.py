@@ -1,11 +1,11 @@
 """Evaluation of a model beside the baselines: every user of a split, every item of the catalogue, one protocol.
 
-A model's query is its `hidden` at the last real position of a user's history, scored against the model's own
-`table` by the exact search of `recjax.index.exact`; the jitted step is compiled once per batch shape. A user without
-any history has a zero query, so all items score alike and come in row order, which is by popularity. Baselines see
-the same users, remove the same seen items and are ranked by the same rule. The candidates are the whole catalogue;
-a ranking among sampled candidates comes beside it when asked for. Results do not depend on batch size, mesh or number
-of processes.
+A model's query is its `hidden` at the last event of a user's history, scored against the model's own `table` by the
+exact search of `recjax.index.exact`; the jitted step (`recjax.ranking`) is compiled once per batch shape. A user
+without any history has a zero query, so all items score alike and come in row order, which is by popularity.
+Baselines see the same users, remove the same seen items and are ranked by the same rule. The candidates are the whole
+catalogue; a ranking among sampled candidates comes beside it when asked for. Results do not depend on batch size,
+mesh or number of processes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from recjax.core.module import Functional, Params
 from recjax.core.sharding import Mesh
 from recjax.data.candidates import draw_candidates
 from recjax.data.examples import Examples
+from recjax.data.heldout_packed import packed_batches
 from recjax.data.pipeline import eval_batches
 from recjax.data.sampled import HeldExamples, View
 from recjax.data.vocab import FIRST_ITEM
@@ -75,8 +76,10 @@ class Evaluator:
         self.valid = vocab.valid
         self.history_length, self.model, self.times, self.temperature = history_length, model, times, temperature
         self._percentile = popularity_percentile(examples.item_count, vocab.valid)
-        self._step = None
+        self._step, self._packs = None, False
         if model is not None:
+            module = model.bind(jax.eval_shape(model.init, jax.random.key(0)))
+            self._packs = getattr(module, "packs", False)
             self._step = make_step(model, k=config.k[-1], block=config.block, temperature=temperature)
         self._look()
 
@@ -159,30 +162,35 @@ class Evaluator:
         )
 
     def batches(self, *, packed: bool = True) -> Iterator[dict[str, np.ndarray]]:
-        """This process's batches of the split, without slots that are padding in every row of every process.
+        """This process's batches of the split.
 
-        The batch size is rounded up to what mesh and processes divide. Lengths are cut to a few widths, so that few
-        shapes are compiled.
+        Several users share a row where the model can tell them apart (`packs`) and `packed` allows it. Batch sizes
+        are rounded up to what mesh and processes divide; shapes are few, because each is compiled.
         """
         parts = int(np.lcm(self.mesh.size_of("batch") if self.mesh else 1, jax.process_count()))
-        size = -(-self.config.batch_size // parts) * parts
+        place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        if packed and self._packs:
+            source, size = self.examples.source(self.split), self.config.batch_size
+            length = self.history_length
+            batches = packed_batches(source, users=size, row_length=length, times=self.times, parts=parts, **place)
+        else:
+            batches = self._padded(parts, place)
+        return map(self._completed, batches)
+
+    def _padded(self, parts: int, place: Mapping[str, int]) -> Iterator[dict[str, np.ndarray]]:
+        """A row for each user, cut to a few widths, without slots that are padding in all rows of all processes."""
+        size, length = -(-self.config.batch_size // parts) * parts, self.history_length
         batches = eval_batches(
-            self.examples,
-            self.split,
-            batch_size=size,
-            history_length=self.history_length,
-            times=self.times,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            self.examples, self.split, batch_size=size, history_length=length, times=self.times, **place
         )
         lengths = np.sort(self.examples.source(self.split).lengths)[::-1]
         for batch, longest in zip(batches, lengths[::size].tolist(), strict=True):
-            width = min(max(_SMALLEST_WIDTH, 1 << (longest - 1).bit_length()), self.history_length)
+            width = min(max(_SMALLEST_WIDTH, 1 << (longest - 1).bit_length()), length)
             if batch["segment_ids"][:, width:].any():
                 raise ValueError("evaluation batches are not in order of length")
             batch = {k: v[:, :width] if k in _BY_SLOT else v for k, v in batch.items()}
             batch["query_at"] = (batch["segment_ids"] > 0).sum(axis=1, dtype=np.int32)[:, None] - 1
-            yield self._completed(batch)
+            yield batch
 
     def _completed(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the protocol adds to a batch or takes away."""

@@ -24,6 +24,8 @@ from recjax.data.record import Column, Field
 from recjax.data.vocab import FIRST_ITEM, ItemVocab
 from recjax.evaluation import Evaluation, Evaluator, evaluate, rank_baselines, result_of
 from recjax.metrics.topk import per_user
+from recjax.models.sequence import Sequence
+from recjax.nn.config import TransformerConfig
 from recjax.results import compare
 
 ITEMS, USERS, LENGTH = 60, 37, 4
@@ -181,6 +183,27 @@ def test_padding_of_a_whole_batch_is_cut_off(examples, model, params, monkeypatc
     np.testing.assert_array_equal(evaluator(params).rank, brute_force(params, "removed")[0])
 
 
+def test_users_packed_into_rows_are_ranked_as_in_rows_of_their_own(examples):
+    encoder = TransformerConfig(width=16, num_heads=2, num_layers=2)
+    model = Functional(
+        lambda rngs: Sequence(num_rows=examples.vocab.num_rows, max_length=8, encoder=encoder, rngs=rngs)
+    )
+    params = jax.tree.map(lambda x: x * 3, model.init(jax.random.key(1)))
+    evaluator = Evaluator(examples, split="test", config=CONFIG, model=model, history_length=8)
+    assert all(batch["query_at"].shape[1] <= 4 for batch in evaluator.batches())
+    assert any((batch["segment_ids"] > 1).any() for batch in evaluator.batches())
+    alone = Evaluator(examples, split="test", config=CONFIG, model=model, history_length=8)
+    alone._packs = False
+    found, expected = evaluator(params), alone(params)
+    np.testing.assert_array_equal(found.rank, expected.rank)
+    np.testing.assert_allclose(found.nll, expected.nll, rtol=1e-5)
+    assert found.recommended == expected.recommended
+    mesh = make_mesh(MeshConfig(shape="data=4,model=2", preset="fsdp_model"))
+    placed = jax.tree.map(jax.device_put, params, mesh.shardings(model.axes))
+    sharded = Evaluator(examples, split="test", config=CONFIG, model=model, history_length=8, mesh=mesh)(placed)
+    np.testing.assert_array_equal(sharded.rank, expected.rank)
+
+
 def test_a_sample_of_users_is_the_same_each_time_and_has_their_ranks(examples, model, params):
     config = Evaluation(k=(1, 5, 10), batch_size=8, max_users=11, seed=5)
     evaluator = evaluator_of(examples, model, config)
@@ -304,8 +327,8 @@ def ranked(path, devices):
     mesh = make_mesh(MeshConfig(shape="data=-1", preset="fsdp"), devices)
     with mesh.activate():
         params = jax.jit(model.init, out_shardings=mesh.shardings(model.axes))(jax.random.key(0))
-    config = Evaluation(k=(5, 10), batch_size=19)
-    return Evaluator(examples, split="test", config=config, model=model, history_length=4, mesh=mesh)(params)
+    how = Evaluation(k=(5, 10), batch_size=19)
+    return Evaluator(examples, split="test", config=how, model=model, history_length=4, mesh=mesh)(params)
 
 if __name__ == "__main__":
     distributed.initialize()

@@ -77,6 +77,18 @@ def scan(
     return carry
 
 
+def some(layers: nnx.Module, start: int, stop: int) -> nnx.Module:
+    """Layers `start` to `stop - 1` of a module made by `stack`, stacked as well."""
+    graph, state = nnx.split(layers)
+    return nnx.merge(graph, jax.tree.map(lambda x: x[start:stop], state))
+
+
+def one(layers: nnx.Module, index: int) -> nnx.Module:
+    """One layer of a module made by `stack`."""
+    graph, state = nnx.split(layers)
+    return nnx.merge(graph, jax.tree.map(lambda x: x[index], state))
+
+
 class Functional:
     """A module class and its arguments as pure functions of a parameter dict."""
 

@@ -25,6 +25,9 @@ FIELDS: dict[str, str] = {
     "target_ids": "int32 [b, l]: the item to be predicted at each position, 0 where there is none",
     "weight": "float32 [b, l]: weight of each target in the loss, 0 where there is none",
     "label_ids": "int32 [b]: the held-out item of an evaluation row, 0 in rows added to fill the batch",
+    "query_at": "int32 [b, q]: the slots of an evaluation row whose next items are asked for, -1 where there is none; "
+    "with several users in a row, label_ids and all that is said of a user have b * q entries, row by row",
+    "candidate_ids": "int32 [b, n]: items drawn for an evaluation row, to rank the held-out item among, 0 where padded",
     "seen_ids": "int32 [b, n]: items the user already had, 0 where padded; not to be recommended again",
     "user_index": "int64 [b]: number of the user in the prepared examples, -1 in rows added to fill the batch",
     "row_weight": "float32 [b]: 1, or 0 in rows added to fill the batch",

@@ -27,6 +27,7 @@ class MaskedSequence(Sequence):
     """
 
     causal: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from recjax.nn.embed import PAD, lookup_and_pass
 from recjax.nn.layout import Layout
 from recjax.nn.norm import unit
 from recjax.nn.recurrent import RecurrentConfig
-from recjax.nn.transformer import INIT_STD, TransformerConfig
+from recjax.nn.transformer import INIT_STD, Transformer, TransformerConfig
 
 Encoder = TransformerConfig | RecurrentConfig
 
@@ -37,6 +37,8 @@ class Sequence(Module):
     """
 
     causal: ClassVar[bool] = True
+    # Users may share a row in evaluation, and only the slots in `query_at` are asked for.
+    packs: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -75,13 +77,18 @@ class Sequence(Module):
     def __call__(self, batch: dict[str, Any], *, train: bool, key: Key[Array, ""] | None) -> dict[str, jax.Array]:
         """`hidden` [b, l, d] (normalised, of the compute dtype) and `table` [v, d], the rows it is scored against.
 
-        Reads `history_ids`, `positions` and `segment_ids`, and no target.
+        Reads `history_ids`, `positions` and `segment_ids`, and no target. Where the batch of an evaluation says with
+        `query_at` [b, q] which slots it is about, a transformer makes `query` [b, q, d], `hidden` at those, instead.
         """
-        ids = batch["history_ids"]
+        ids, at = batch["history_ids"], batch.get("query_at")
         x, table = lookup_and_pass(self.table[...], ids)
-        return self._score(self._encode(x, ids != PAD, layout_of(batch), train, key), table)
+        if at is None or train or not isinstance(self.encoder, Transformer):
+            return self._score(self._encode(x, ids != PAD, layout_of(batch), train, key), table)
+        query = self._encode(x, ids != PAD, layout_of(batch), train, key, query_at=jnp.maximum(at, 0))
+        out = self._score(query, table)
+        return {"query": out["hidden"], "table": out["table"]}
 
-    def _encode(self, x: jax.Array, real: jax.Array, layout: Layout, train: bool, key: Any) -> jax.Array:
+    def _encode(self, x: jax.Array, real: jax.Array, layout: Layout, train: bool, key: Any, **more: Any) -> jax.Array:
         """What the encoder makes of item vectors [b, l, d]; positions are added where a slot is `real` [b, l]."""
         if self.scale_embedding:
             x = x * math.sqrt(self.config.width)
@@ -92,7 +99,7 @@ class Sequence(Module):
         keys = (None, None) if not train or key is None else jax.random.split(key)
         if keys[0] is not None:
             x = dropout(x, self.embedding_dropout, keys[0])
-        return self.encoder(x, layout, train=train, key=keys[1])
+        return self.encoder(x, layout, train=train, key=keys[1], **more)
 
     def _score(self, hidden: jax.Array, table: jax.Array) -> dict[str, jax.Array]:
         """The outputs; `table` is what `lookup_and_pass` gave back."""

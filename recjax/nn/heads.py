@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from recjax.core.module import Module, Rngs, param
 from recjax.core.sharding import active, constrain
-from recjax.nn.attention import attend, attend_library
+from recjax.nn.attention import attend, attend_at, attend_library
 from recjax.nn.config import TransformerConfig, initializers
 from recjax.nn.dropout import dropout
 from recjax.nn.layout import Layout
@@ -59,6 +59,21 @@ class SoftmaxAttention(Module):
         else:
             out = attend(q, k, v, layout.segments, causal=c.causal, dropout=rate, key=key)
         out = out.reshape(*x.shape[:2], -1)
+        return linear(out, self.out[...].reshape(-1, c.width), self.out_bias[...] if c.bias else None)
+
+    def at(
+        self, x: Float[Array, "b l d"], layout: Layout, buckets: None, slots: Int[Array, "b q"]
+    ) -> Float[Array, "b q d"]:
+        """What calling it gives at some slots, without dropout and without making the rest."""
+        c = self.config
+        biases = (self.query_bias, self.key_bias, self.value_bias) if c.bias else (None,) * 3
+        query, key, value = zip((self.query[...], self.key[...], self.value[...]), biases, strict=True)
+        k, v = _project(x, [key[0], value[0]], [b[...] for b in (key[1], value[1]) if b is not None])
+        [q] = _project(take_slots(x, slots), [query[0]], [query[1][...]] if query[1] is not None else [])
+        if "rotary" in c.position:
+            place = jnp.take_along_axis(layout.positions, slots, axis=1)
+            q, k = rotary(q, place), rotary(k, layout.positions)
+        out = attend_at(q, k, v, layout.segments, slots, causal=c.causal).reshape(*slots.shape, -1)
         return linear(out, self.out[...].reshape(-1, c.width), self.out_bias[...] if c.bias else None)
 
 
@@ -108,6 +123,17 @@ class PointwiseAttention(Module):
             gated = dropout(gated, rate, key)
         bias = None if self.out_bias is None else self.out_bias[...]
         return linear(gated, self.out[...].reshape(-1, c.width), bias)
+
+    def at(
+        self, x: Float[Array, "b l d"], layout: Layout, buckets: Int[Array, "b l l"] | None, slots: Int[Array, "b q"]
+    ) -> Float[Array, "b q d"]:
+        """What calling it gives at some slots, without dropout."""
+        return take_slots(self(x, layout, buckets, 0.0, None), slots)
+
+
+def take_slots(x: Float[Array, "b l d"], slots: Int[Array, "b q"]) -> Float[Array, "b q d"]:
+    """The vectors at some slots of each row."""
+    return jnp.take_along_axis(x, slots[..., None], axis=1)
 
 
 def _project(x: jax.Array, weights: list[jax.Array], biases: list[jax.Array]) -> list[jax.Array]:

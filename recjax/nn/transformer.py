@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from recjax.core.module import Module, Rngs, param, scan, stack
+from recjax.core.module import Module, Rngs, one, param, scan, some, stack
 from recjax.core.sharding import constrain
 from recjax.nn.config import TransformerConfig, initializers
 from recjax.nn.dropout import dropout
 from recjax.nn.ffn import FeedForward
-from recjax.nn.heads import PointwiseAttention, SoftmaxAttention
+from recjax.nn.heads import PointwiseAttention, SoftmaxAttention, take_slots
 from recjax.nn.layout import Layout
 from recjax.nn.linear import linear
 from recjax.nn.norm import Norm
@@ -83,6 +83,18 @@ class Block(Module):
             x = self._add(x, feed_forward, self.ffn_norm, self.ffn_gate)
         return constrain(x, "batch", "length", None)
 
+    def at(
+        self, x: Float[Array, "b l d"], layout: Layout, buckets: Any, slots: Int[Array, "b q"]
+    ) -> Float[Array, "b q d"]:
+        """What calling it gives at some slots when not training; only they go through what follows the attention."""
+
+        def attention(_: jax.Array) -> jax.Array:
+            return self.attention.at(x if c.place == "post" else self.attention_norm(x), layout, buckets, slots)
+
+        c = self.config
+        here = self._add(take_slots(x, slots), attention, self.attention_norm, self.attention_gate)
+        return here if c.ffn == "none" else self._add(here, self.ffn, self.ffn_norm, self.ffn_gate)
+
     def _add(self, x: jax.Array, part: Any, norm: Norm, gate: Gate | None) -> jax.Array:
         if self.config.place == "post":
             return norm(x + part(x))
@@ -104,8 +116,13 @@ class Transformer(Module):
         *,
         train: bool,
         key: Key[Array, ""] | None,
-    ) -> Float[Array, "b l d"]:
-        """Contextual vectors, normalised; `key` seeds the dropout and may be None when not training."""
+        query_at: Int[Array, "b q"] | None = None,
+    ) -> Float[Array, "b _ d"]:
+        """Contextual vectors, normalised; `key` seeds the dropout and may be None when not training.
+
+        With `query_at` (not when training) only the vectors at those slots, [b, q, d]: the last block, which nothing
+        comes after, is then made for them alone.
+        """
         c = self.config
         x = x.astype(c.dtype)
         rates = jnp.asarray(c.dropout_rates, jnp.float32)
@@ -117,5 +134,10 @@ class Transformer(Module):
             return block(x, layout, buckets, rate, layer_keys)
 
         unroll = c.num_layers <= 4 if c.unroll is None else c.unroll
+        if query_at is not None:
+            last = c.num_layers - 1
+            x = scan(some(self.layers, 0, last), call, x, (rates[:last], None), unroll=unroll) if last else x
+            last_block: Any = one(self.layers, last)
+            return self.final_norm(last_block.at(x, layout, buckets, query_at))
         x = scan(self.layers, call, x, (rates, keys), remat=c.remat == "full", unroll=unroll)
         return self.final_norm(x)
