@@ -34,6 +34,15 @@ class Blend:
         """Parameters of the mixture; `alpha` in [0, 1] is one of them, so that another needs no compilation."""
         return {"first": first, "second": second, "alpha": np.float32(alpha)}
 
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters of both, in equal parts."""
+        first, second = (model.init(k) for model, k in zip(self.models, jax.random.split(key), strict=True))
+        return self.params(first, second, 0.5)
+
+    def bind(self, params: Params) -> Blend:
+        """Itself: there is no module to be called otherwise."""
+        return self
+
     def apply(self, params: Params, batch: Mapping[str, Any], *, train: bool, key: Any) -> dict[str, jax.Array]:
         """`query` [b, q, d] for the slots `query_at` [b, q] and `table` [v, d] or [b q, v, d] of both models."""
         at, parts, tables = batch["query_at"], [], []

@@ -147,32 +147,34 @@ class PrepRec(Module):
         coarse, fine = tables.periods(times)
         order = jnp.lexsort((fine, coarse))
         coarse, fine = coarse[order], fine[order]
-        starts = jnp.arange(len(times)) == 0
+        starts = jnp.arange(times.shape[0]) == 0
         group = _numbered(starts | (coarse != jnp.roll(coarse, 1)))
         pair = _numbered(starts | (coarse != jnp.roll(coarse, 1)) | (fine != jnp.roll(fine, 1)))
         inner, inner_bias, outer, outer_bias = weights
         cut = self.features - _numbers(self.fine_bins)
 
         def by_coarse(g: jax.Array, out: jax.Array) -> jax.Array:
-            first, end = jnp.searchsorted(group, g), jnp.searchsorted(group, g + 1)
+            first, end = _first(group, g), _first(group, g + 1)
             at = coarse[first] - self.coarse_history + jnp.arange(self.coarse_history)
             lasting = self._part(_columns(tables.coarse, at), self.coarse_bins, inner[:cut]) + inner_bias[None]
 
             def by_fine(k: jax.Array, out: jax.Array) -> jax.Array:
-                before = fine[jnp.searchsorted(pair, k)][None] - 1
+                before = fine[_first(pair, k)][None] - 1
                 hidden = lasting + self._part(_columns(tables.fine, before), self.fine_bins, inner[cut:])
                 items = jax.nn.relu(hidden) @ outer + outer_bias[None]
                 return jax.lax.dynamic_update_index_in_dim(out, items, k, 0)
 
             return jax.lax.fori_loop(pair[first], pair[end - 1] + 1, by_fine, out)
 
-        out = jnp.zeros((len(times), tables.coarse.shape[0], self.config.width), jnp.float32)
+        out = jnp.zeros((times.shape[0], tables.coarse.shape[0], self.config.width), jnp.float32)
         out = jax.lax.fori_loop(0, group[-1] + 1, by_coarse, out)
         return out[jnp.zeros_like(pair).at[order].set(pair)]
 
     def _part(self, percent: jax.Array, bins: int, weights: jax.Array) -> jax.Array:
         """What percentiles [v, n] add to the hidden layer, [v, inner]."""
-        return spread(percent, bins).reshape(len(percent), -1) @ weights if bins else jnp.zeros((1, weights.shape[1]))
+        return (
+            spread(percent, bins).reshape(percent.shape[0], -1) @ weights if bins else jnp.zeros((1, weights.shape[1]))
+        )
 
     def _features(self, coarse: jax.Array, fine: jax.Array) -> jax.Array:
         """[..., features] from percentiles [..., coarse_history] and [..., 1]."""
@@ -261,6 +263,11 @@ def _numbers(bins: int) -> int:
 def _numbered(starts: jax.Array) -> jax.Array:
     """The number, from 0, of the run that each element is in, where `starts` says that a new one begins."""
     return jnp.cumsum(starts) - 1
+
+
+def _first(numbers: jax.Array, number: jax.Array) -> jax.Array:
+    """Where `number` begins in sorted `numbers`; unlike `searchsorted` also where their count is not known yet."""
+    return jnp.sum(numbers < number)
 
 
 def _at(table: jax.Array, rows: jax.Array, periods: jax.Array) -> jax.Array:
