@@ -24,6 +24,7 @@ _RATE_UNITS = 2**20
 _MIN_BLOCK = 2048
 _MIN_BLOCK_ROWS = 64
 _THIN = np.uint64(0x7468696E)  # what a draw is for
+_HASH_BITS = 32
 
 
 def share(positions: np.ndarray, rates: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -281,14 +282,20 @@ def thin(draw: np.ndarray, length: np.ndarray, count: int) -> np.ndarray:
     """int64 [windows, count]: which events of each example make up its thinned window, in order.
 
     `length` (at least `count`) are the numbers of events of the examples, `draw` uint64 their windows' draws. All
-    choices are equally likely.
+    choices are equally likely: the events with the least hashes, found by sorting numbers that hold the window in
+    their highest bits, then 32 bits of the hash, and the event in the lowest.
     """
+    low, high = (max(int(n - 1), 1).bit_length() for n in (length.max(), len(length)))
+    if low + high > 64 - _HASH_BITS and len(length) > 1:
+        half = len(length) // 2
+        return np.concatenate([thin(draw[:half], length[:half], count), thin(draw[half:], length[half:], count)])
     first = np.cumsum(length) - length
     event = np.arange(int(length.sum())) - np.repeat(first, length)
-    owner = np.repeat(np.arange(len(length)), length)
-    order = np.lexsort((hashed_with(np.repeat(mixed(draw ^ _THIN), length), event), owner))
-    chosen = order[(first[:, None] + np.arange(count)).reshape(-1)].reshape(-1, count)
-    return event[np.sort(chosen, axis=1)]
+    drawn = hashed_with(np.repeat(mixed(draw ^ _THIN), length), event) >> np.uint64(64 - _HASH_BITS) << np.uint64(low)
+    owner = np.repeat(np.arange(len(length), dtype=np.uint64) << np.uint64(_HASH_BITS + low), length)
+    key = np.sort(owner | drawn | event.astype(np.uint64))
+    chosen = key[first[:, None] + np.arange(count)] & np.uint64(2**low - 1)
+    return np.sort(chosen, axis=1).astype(np.int64)
 
 
 def _windows(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

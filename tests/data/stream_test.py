@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from recjax.core.errors import ExamplesError
-from recjax.data.stream import Block, Stream, share, shared
+from recjax.data import stream
+from recjax.data.stream import Block, Stream, share, shared, thin
 
 
 def make(lengths: Any, rates: Any = None, **more: Any) -> Stream:
@@ -131,6 +132,18 @@ def test_the_automatic_block_packs_well() -> None:
     stream = make([short], row_length=2000, history_length=2000, block=0)
     block = stream.plan(0)
     assert block.length.sum() / (block.num_rows * 2000) > 0.95
+
+
+def test_thinned_windows_do_not_depend_on_those_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    draw, length = rng.integers(0, 2**63, 300).astype(np.uint64), rng.integers(9, 200, 300)
+    found = thin(draw, length, 9)
+    assert (np.diff(found, axis=1) > 0).all() and (found >= 0).all() and (found < length[:, None]).all()
+    for k in (0, 150, 299):
+        np.testing.assert_array_equal(thin(draw[k : k + 1], length[k : k + 1], 9)[0], found[k])
+    monkeypatch.setattr(stream, "_HASH_BITS", 50)  # so that only some 64 windows of 200 events are sorted at a time
+    assert thin(draw, length, 9).shape == (300, 9)
+    np.testing.assert_array_equal(thin(draw[::-1], length[::-1], 9)[::-1], found)
 
 
 def test_a_task_without_windows_is_an_error() -> None:
