@@ -27,6 +27,7 @@ from recjax.core.folder import hash_of, new_folder, write_manifest
 from recjax.core.module import Functional, Params
 from recjax.core.state import by_path, from_paths
 from recjax.data.vocab import FIRST_ITEM, ItemVocab
+from recjax.models.content import fold
 from recjax.recommend import TIMES, Recommend, make_recommend
 from recjax.serve import bundle as layout
 
@@ -65,6 +66,7 @@ def export_bundle(
     if len(titles) != vocab.num_rows:
         raise ValueError(f"{len(titles)} titles for {vocab.num_rows} rows")
     max_k = min(max_k, vocab.num_items)
+    model, params = fold(model, params)
     weights = _host(params)
     params = from_paths(params, weights)
     recommend = make_recommend(model, num_items=vocab.num_items, k=max_k)

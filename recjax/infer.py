@@ -3,6 +3,7 @@
     recommendations   user_index int64 [n], rows int32 [n, k], scores float32 [n, k], best first (row 0 and -inf: none)
     user_vectors      user_index int64 [n], vectors float32 [n, d]
     item_vectors      rows int32 [num_items], vectors float32 [num_items, d]
+    teacher_rankings  a list for every event of the training split, for students (`recjax.data.teacher`)
 
 A score is the inner product of a user vector and an item vector. Every user of the split stands in it once, in the
 order of `eval_batches` (longest history first); rows that only filled a batch are dropped. Results go to disk batch
@@ -30,9 +31,11 @@ from recjax.data.batch import PAD
 from recjax.data.examples import Examples
 from recjax.data.pipeline import eval_batches
 from recjax.data.vocab import FIRST_ITEM
+from recjax.rankings import write_rankings
 from recjax.recommend import TIMES, encode, make_recommend
 
-KINDS = ("recommendations", "user_vectors", "item_vectors")
+KINDS = ("recommendations", "user_vectors", "item_vectors", "teacher_rankings")
+_MOST_LISTED = 20
 _ITEM_BLOCK = 65_536
 
 
@@ -65,6 +68,23 @@ def infer(
     if k < 1 or batch_size < 1:
         raise ConfigError(f"k is {k} and batch_size {batch_size}", expected="at least 1")
     vocab, k = examples.vocab, min(k, examples.vocab.num_items)
+    if kind == "teacher_rankings":
+        if times != "none":
+            raise ConfigError("lists for students are made by models that read no times", where=f"times = {times!r}")
+        with mesh.activate() if mesh else contextlib.nullcontext():
+            return write_rankings(
+                model,
+                params,
+                examples,
+                out=out,
+                history_length=history_length,
+                k=min(k, _MOST_LISTED),
+                exclude_seen=exclude_seen,
+                batch_size=min(batch_size, 64),
+                mesh=mesh,
+                recipe=recipe,
+                step=step,
+            )
     about: dict[str, Any] = {"task": examples.manifest.get("task"), "examples": examples.hash}
     if kind != "item_vectors":
         about |= {"split": split, "history_length": history_length}
@@ -73,7 +93,8 @@ def infer(
     facts = {"recipe": recipe, "step": step, "vocabulary_hash": vocab.hash, "about": about}
     with open_artifact(out, kind=kind, **facts) as writer, mesh.activate() if mesh else contextlib.nullcontext():
         if kind == "item_vectors":
-            _write_items(writer, model, params, vocab.num_items, len(TIMES[times]))
+            parts = mesh.size_of("batch") if mesh else 1
+            _write_items(writer, model, params, vocab.num_items, len(TIMES[times]), parts)
             return Path(out)
         if kind == "recommendations":
             names, run = ("scores", "rows"), make_recommend(model, num_items=vocab.num_items, k=k)
@@ -124,11 +145,13 @@ def _results(
         yield read(waiting)
 
 
-def _write_items(writer: ArtifactWriter, model: Functional, params: Params, num_items: int, times: int) -> None:
+def _write_items(
+    writer: ArtifactWriter, model: Functional, params: Params, num_items: int, times: int, parts: int
+) -> None:
     # The table is the same for any history; a model of other item vectors for every user has none.
-    nothing = np.full((1, 1), PAD, np.int32)
+    nothing = np.full((parts, 1), PAD, np.int32)
     table = jax.jit(lambda params, *inputs: encode(model, params, *inputs)[1])(
-        params, nothing, *(nothing, nothing[0])[:times]
+        params, nothing, *(nothing, nothing[:, 0])[:times]
     )
     if table.ndim != 2:
         raise UnservableError("item vectors of this model depend on who asks and when", mend="infer recommendations")

@@ -14,6 +14,7 @@ from recjax.data.hashing import hashed_with, mixed, uniform
 from recjax.data.record import spans
 from recjax.data.shards import ExampleSource
 from recjax.data.stream import Block, thin
+from recjax.data.teacher import Rankings
 from recjax.data.vocab import OOV
 
 _MASK = np.uint64(0x6D61736B)  # what a draw is for
@@ -24,21 +25,36 @@ TIME_FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def empty(rows: int, row_length: int, *, times: str, masked: bool) -> Batch:
-    """A training batch of padding; `times` is a key of `TIME_FIELDS`, `masked` says whether slots can be hidden."""
+def empty(rows: int, row_length: int, *, times: str, masked: bool, listed: int = 0) -> Batch:
+    """A training batch of padding; `times` is a key of `TIME_FIELDS`, `masked` says whether slots can be hidden.
+
+    `listed` is how many items of a teacher's list come with each slot.
+    """
     names = ("history_ids", "target_ids", "positions", "segment_ids", *(("masked",) if masked else ()))
     batch: Batch = {name: np.zeros((rows, row_length), np.int32) for name in names}
     batch["weight"] = np.zeros((rows, row_length), np.float32)
+    if listed:
+        batch["teacher/rows"] = np.zeros((rows, row_length, listed), np.int32)
+        batch["teacher/distance"] = np.zeros((rows, row_length, listed), np.float32)
     return batch | {name: np.zeros((rows, row_length), np.int64) for name in TIME_FIELDS[times]}
 
 
-def fill(batch: Batch, block: Block, rows: range, sources: Sequence[ExampleSource], *, mask_rate: float) -> None:
+def fill(
+    batch: Batch,
+    block: Block,
+    rows: range,
+    sources: Sequence[ExampleSource],
+    *,
+    mask_rate: float,
+    rankings: Sequence[Rankings] = (),
+) -> None:
     """Copy these rows of the block into a batch of padding that was made for them; `sources[t]` are task t's examples.
 
-    With `mask_rate` a slot shows the event to be predicted there, unless it is hidden.
+    With `mask_rate` a slot shows the event to be predicted there, unless it is hidden. `rankings[t]`, where there are
+    any, are a teacher's lists for the events of task t.
     """
     kept = slice(int(block.bounds[rows.start]), int(block.bounds[rows.stop]))
-    flat = {k: v.reshape(-1) for k, v in batch.items()}
+    flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in batch.items()}
     row_length = batch["weight"].shape[1]
     names = ("items", "times") if "history_time" in batch else ("items",)
     for number, source in enumerate(sources):
@@ -69,6 +85,10 @@ def fill(batch: Batch, block: Block, rows: range, sources: Sequence[ExampleSourc
         flat["weight"][to] = is_target
         flat["positions"][to] = place
         flat["segment_ids"][to] = np.repeat(block.segment[mine], length)
+        if rankings:
+            event = asked - np.repeat(begins - rankings[number].first[example], length)
+            flat["teacher/rows"][to] = rankings[number].rows[event]
+            flat["teacher/distance"][to] = rankings[number].distance[event]
         for name, at in (("history_time", shown), ("query_time", asked)):
             if name in flat:
                 flat[name][to] = found["times"][0][at]

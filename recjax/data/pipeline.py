@@ -26,12 +26,13 @@ from recjax.data.hashing import hashed_with, hashes, uniform
 from recjax.data.heldout import eval_batches, process_rows
 from recjax.data.shards import ExampleSource
 from recjax.data.stream import Stream
+from recjax.data.teacher import Rankings, Teacher
 from recjax.data.windows import History, check
 
 __all__ = ["BatchIterator", "Feed", "eval_batches", "train_batches"]
 
 # These do not change which row comes next.
-_NOT_ORDER = ("batch_size", "times", "prefetch", "memory_gib")
+_NOT_ORDER = ("batch_size", "times", "teacher", "prefetch", "memory_gib")
 _USERS = 0x75736572  # what a draw is for
 _READ_AT_ONCE = 8192
 
@@ -53,6 +54,8 @@ class Feed:
     window, and is hidden with this probability, at least one of each window. A hidden slot has `masked` 1 and the item
     as target; the others have weight 0.
 
+    With a `teacher`, `teacher/rows` and `teacher/distance` give its list for each event to be predicted.
+
     With `pack` several windows share a row, without it each has its own. `block` is the number of windows packed at a
     time (0: chosen from the data). `times` "history" adds `history_time`; "target" adds `query_time` too, the time of
     the event to be predicted, and so lets the model know when that happens, which is a choice to state beside any
@@ -69,6 +72,7 @@ class Feed:
     user_fraction: float = 1.0
     mask_rate: float = 0.0
     times: str = "none"
+    teacher: Teacher | None = None
     block: int = 0
     prefetch: int = 2
     memory_gib: float = 2.0
@@ -204,6 +208,7 @@ def train_batches(
                 expected=f"a log with timestamps, because Feed.times = {feed.times!r}",
                 mend="set Feed.times = 'none', or bring a log with timestamps",
             )
+    rankings = [feed.teacher.read(e) for e in examples] if feed.teacher else []
     sources = [e.source("train", memory_bytes=int(feed.memory_gib * 2**30)) for e in examples]
     stream = Stream(
         [_fed_lengths(source, feed) for source in sources],
@@ -225,7 +230,7 @@ def train_batches(
         "seed": seed,
     }
     identity = hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()[:16]
-    parent = _RowIterator(sources, stream, feed, rows, identity)
+    parent = _RowIterator(sources, stream, feed, rows, identity, rankings)
     return BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator(parent, feed.prefetch), stream)
 
 
@@ -233,9 +238,16 @@ class _RowIterator(grain.DatasetIterator[Batch]):
     """Cuts batches out of the row stream; `rows` is this process's slice of a global batch."""
 
     def __init__(
-        self, sources: Sequence[ExampleSource], stream: Stream, feed: Feed, rows: slice, identity: str
+        self,
+        sources: Sequence[ExampleSource],
+        stream: Stream,
+        feed: Feed,
+        rows: slice,
+        identity: str,
+        rankings: Sequence[Rankings],
     ) -> None:
         super().__init__()
+        self._rankings = rankings
         self._sources, self._stream, self._feed, self._rows, self._identity = sources, stream, feed, rows, identity
         self._block, self._row = 0, 0
 
@@ -255,7 +267,9 @@ class _RowIterator(grain.DatasetIterator[Batch]):
 
     def __next__(self) -> Batch:
         size = self._rows.stop - self._rows.start
-        batch = empty(size, self._feed.row_length, times=self._feed.times, masked=self._feed.mask_rate > 0)
+        listed = self._rankings[0].k if self._rankings else 0
+        masked = self._feed.mask_rate > 0
+        batch = empty(size, self._feed.row_length, times=self._feed.times, masked=masked, listed=listed)
         done = 0
         while done < self._feed.batch_size:
             block = self._stream.plan(self._block)
@@ -265,7 +279,7 @@ class _RowIterator(grain.DatasetIterator[Batch]):
                 at = slice(done + first - self._rows.start, done + last - self._rows.start)
                 part = {k: v[at] for k, v in batch.items()}
                 kept = range(self._row + first, self._row + last)
-                fill(part, block, kept, self._sources, mask_rate=self._feed.mask_rate)
+                fill(part, block, kept, self._sources, mask_rate=self._feed.mask_rate, rankings=self._rankings)
             done += count
             self._row += count
             if self._row == block.num_rows:

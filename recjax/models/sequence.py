@@ -81,12 +81,16 @@ class Sequence(Module):
         `query_at` [b, q] which slots it is about, a transformer makes `query` [b, q, d], `hidden` at those, instead.
         """
         ids, at = batch["history_ids"], batch.get("query_at")
-        x, table = lookup_and_pass(self.table[...], ids)
+        x, table = lookup_and_pass(self.item_table(batch), ids)
         if at is None or train or not isinstance(self.encoder, Transformer):
             return self._score(self._encode(x, ids != PAD, layout_of(batch), train, key), table)
         query = self._encode(x, ids != PAD, layout_of(batch), train, key, query_at=jnp.maximum(at, 0))
         out = self._score(query, table)
         return {"query": out["hidden"], "table": out["table"]}
+
+    def item_table(self, batch: dict[str, Any]) -> jax.Array:
+        """[v, d]: the vectors of items on the way in; a subclass may make them of what it finds in the batch."""
+        return self.table[...]
 
     def _encode(self, x: jax.Array, real: jax.Array, layout: Layout, train: bool, key: Any, **more: Any) -> jax.Array:
         """What the encoder makes of item vectors [b, l, d]; positions are added where a slot is `real` [b, l]."""

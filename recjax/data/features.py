@@ -1,0 +1,145 @@
+"""What is known of items besides who had them, as vectors: of a file, of a teacher, or of their titles.
+
+Every provider here is a fact of a recipe (`recipe.Recipe.facts`): it gives `item/vectors` float32 [v, c] for the rows
+of a vocabulary, zero for rows that are no items or have no vector. Vectors are standardised, so that each of the c
+columns has mean 0 and variance 1 over the items that have one. Nothing here is trained.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import svds
+
+from recjax.core.artifact import read_artifact
+from recjax.core.errors import DataError, ExamplesError
+from recjax.data.examples import Examples
+from recjax.data.vocab import FIRST_ITEM
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemVectors:
+    """Vectors of an artifact of kind `item_vectors`, as `recjax infer` writes it, or of a file.
+
+    `path` is the artifact, or a file `<name>.npy` [n, c] beside `<name>_ids.parquet` with the column item_id (as in
+    the `vectors` folder of a data directory). With `stage`, `path` is the folder of all stages of a system and the
+    artifact is that of this stage. `standardise` False takes them as they are.
+    """
+
+    path: str
+    stage: str = ""
+    standardise: bool = True
+
+    def __call__(self, examples: Sequence[Examples]) -> dict[str, np.ndarray]:
+        """Raises `ArtifactError` or `DataError` for what cannot be read or is of another catalogue."""
+        vocab = examples[0].vocab
+        path = Path(self.path, self.stage, "artifacts", "item_vectors") if self.stage else Path(self.path)
+        if path.suffix == ".npy":
+            rows, vectors = _of_file(path, examples[0])
+        else:
+            artifact = read_artifact(path, kind="item_vectors", vocabulary_hash=vocab.hash)
+            rows, vectors = np.asarray(artifact["rows"]), np.asarray(artifact["vectors"], np.float32)
+        out = np.zeros((vocab.num_rows, vectors.shape[1]), np.float32)
+        out[rows] = standardised(vectors) if self.standardise else vectors
+        return {"item/vectors": out}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TitleVectors:
+    """Titles as TF-IDF of character n-grams, brought down to `width` dimensions by a singular value decomposition.
+
+    `ngrams` is the shortest and the longest n-gram of the lower-cased title with a space on either side; those of
+    fewer than `min_items` titles are left out. Term frequencies are 1 + log(count), each title has length 1.
+    """
+
+    width: int = 256
+    ngrams: tuple[int, int] = (3, 5)
+    min_items: int = 2
+
+    def __call__(self, examples: Sequence[Examples]) -> dict[str, np.ndarray]:
+        """Raises `ExamplesError` when there are no titles."""
+        titles = examples[0].titles()
+        rows = np.asarray([row for row, title in enumerate(titles) if title and row >= FIRST_ITEM], np.int64)
+        if not len(rows):
+            raise ExamplesError(
+                "the items have no titles",
+                where=str(examples[0].path),
+                expected="a text column such as title in the table of items",
+                mend="take content vectors instead: features.ItemVectors",
+            )
+        vectors = title_vectors([titles[row] or "" for row in rows], self.width, self.ngrams, self.min_items)
+        out = np.zeros((len(titles), self.width), np.float32)
+        out[rows] = standardised(vectors)
+        return {"item/vectors": out}
+
+
+def title_vectors(titles: Sequence[str], width: int, ngrams: tuple[int, int], min_items: int) -> np.ndarray:
+    """float32 [titles, width]: left singular vectors times singular values, largest first, zero past the rank.
+
+    The sign of each column makes its largest entry positive, so that the result is the same on any machine.
+    """
+    matrix = tf_idf(titles, ngrams, min_items)
+    out = np.zeros((len(titles), width), np.float32)
+    k = min(width, min(matrix.shape) - 1)
+    if k < 1:
+        return out
+    start = np.random.default_rng(0).normal(size=min(matrix.shape))
+    u, s, _ = svds(matrix, k=k, v0=start, solver="arpack")
+    u = u[:, ::-1] * s[::-1]
+    u *= np.sign(u[np.abs(u).argmax(0), np.arange(k)])
+    out[:, :k] = u
+    return out
+
+
+def tf_idf(titles: Sequence[str], ngrams: tuple[int, int], min_items: int) -> sparse.csr_matrix:
+    """[titles, n-grams], rows of length 1; n-grams in alphabetical order."""
+    counts = [_ngrams(title, ngrams) for title in titles]
+    items = Counter(gram for count in counts for gram in count)
+    column = {gram: i for i, gram in enumerate(sorted(g for g, n in items.items() if n >= min_items))}
+    row, col, value = [], [], []
+    for i, count in enumerate(counts):
+        for gram, n in count.items():
+            if gram in column:
+                row.append(i)
+                col.append(column[gram])
+                value.append((1 + np.log(n)) * (1 + np.log((1 + len(titles)) / (1 + items[gram]))))
+    matrix = sparse.csr_matrix((np.asarray(value, np.float64), (row, col)), shape=(len(titles), len(column)))
+    norm = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    return sparse.csr_matrix(sparse.diags(1 / np.maximum(norm, 1e-12)) @ matrix)
+
+
+def standardised(vectors: np.ndarray) -> np.ndarray:
+    """Each column with mean 0 and variance 1; a constant column becomes 0."""
+    centred = vectors - vectors.mean(axis=0)
+    deviation = centred.std(axis=0)
+    return np.where(deviation > 1e-6, centred / np.maximum(deviation, 1e-6), 0).astype(np.float32)
+
+
+def _ngrams(title: str, ngrams: tuple[int, int]) -> Counter[str]:
+    text = " " + " ".join(title.lower().split()) + " "
+    return Counter(text[i : i + n] for n in range(ngrams[0], ngrams[1] + 1) for i in range(len(text) - n + 1))
+
+
+def _of_file(path: str | os.PathLike[str], examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    import polars as pl
+
+    path = Path(path)
+    ids_path = path.with_name(f"{path.stem}_ids.parquet")
+    try:
+        vectors = np.load(path, allow_pickle=False)
+        ids = pl.read_parquet(ids_path).get_column("item_id").to_list()
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"cannot read content vectors: {error}", where=str(path), expected=f"numbers [n, c] beside {ids_path.name}"
+        ) from error
+    if vectors.ndim != 2 or len(vectors) != len(ids):
+        raise DataError(f"vectors of shape {list(vectors.shape)} for {len(ids):,} ids", where=str(path))
+    rows = examples.vocab.encode(ids)
+    known = rows >= FIRST_ITEM
+    return rows[known], vectors[known].astype(np.float32)
