@@ -24,6 +24,8 @@ from recjax.nn.layout import Layout
 from recjax.nn.transformer import TransformerConfig
 
 GAP_RANKS = ("window", "past", "none")
+GAPS = ("before", "after")
+ENDS = ("start", "end")
 
 
 class Tables(NamedTuple):
@@ -52,10 +54,12 @@ class PrepRec(Module):
 
     An item is its percentiles in the latest `coarse_history` whole coarse periods before a time and in the latest
     whole fine one, each spread over `coarse_bins` + 1 or `fine_bins` + 1 numbers; 0 bins leave a horizon out. Two
-    layers make a vector of it, the same for histories, targets and candidates. Beside its position, each event has
-    the rank of the gap before it as a sinusoid: `gap_rank` "window" ranks it among the gaps of the whole window (the
-    published choice, in which an event knows whether later gaps are longer), "past" among those up to the event, and
-    "none" leaves it out. `num_rows` is not used.
+    layers make a vector of it, the same for histories, targets and candidates.
+
+    Beside its place, counted from the "start" or from the "end" of the window, each event has the rank of a gap as a
+    sinusoid: of the time since the event "before" it or of that until the query "after" it. `gap_rank` "window" ranks
+    it among the gaps of the whole window (the published choice, in which an event knows whether later gaps are
+    longer), "past" among those up to the event, and "none" leaves it out. `num_rows` is not used.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class PrepRec(Module):
         coarse_history: int = 12,
         item_width: int | None = None,
         gap_rank: str = "window",
+        gap: str = "before",
+        count_from: str = "start",
         rngs: Rngs,
     ) -> None:
         self.features = coarse_history * _numbers(coarse_bins) + _numbers(fine_bins)
@@ -76,8 +82,10 @@ class PrepRec(Module):
                 f"PrepRec.coarse_bins = {coarse_bins}, fine_bins = {fine_bins}, coarse_history = {coarse_history}",
                 expected="bins of at least one horizon, and a history of at least 1",
             )
-        if gap_rank not in GAP_RANKS:
-            raise ConfigError(f"PrepRec.gap_rank = {gap_rank!r}", expected=" or ".join(map(repr, GAP_RANKS)))
+        choices = {"gap_rank": (gap_rank, GAP_RANKS), "gap": (gap, GAPS), "count_from": (count_from, ENDS)}
+        for name, (chosen, known) in choices.items():
+            if chosen not in known:
+                raise ConfigError(f"PrepRec.{name} = {chosen!r}", expected=" or ".join(map(repr, known)))
         if encoder.position in ("learned", "learned_rotary"):
             raise ConfigError(
                 f"TransformerConfig.position = {encoder.position!r}",
@@ -85,7 +93,7 @@ class PrepRec(Module):
                 expected='"none" or "rotary": positions of PrepRec are fixed sinusoids',
             )
         self.coarse_bins, self.fine_bins, self.coarse_history = coarse_bins, fine_bins, coarse_history
-        self.gap_rank, self.config = gap_rank, encoder
+        self.gap_rank, self.gap, self.count_from, self.config = gap_rank, gap, count_from, encoder
         inner, width = item_width or 2 * encoder.width, encoder.width
         xavier, zeros = nnx.initializers.xavier_normal(), nnx.initializers.zeros
         self.inner = param(rngs, (self.features, inner), (None, "mlp"), xavier)
@@ -106,9 +114,11 @@ class PrepRec(Module):
         times, query_times = batch["history_time"], batch["query_time"]
         tables = Tables.of(batch)
         x = self.vectors(tables, ids[..., None], times)[:, :, 0]
-        x = x + sinusoid(positions, self.config.width)
+        places = positions if self.count_from == "start" else from_end(segments)
+        x = x + sinusoid(places, self.config.width)
         if self.gap_rank != "none":
-            x = x + sinusoid(gap_ranks(times, segments, is_causal=self.gap_rank == "past"), self.config.width)
+            gaps = gaps_before(times, segments) if self.gap == "before" else query_times - times
+            x = x + sinusoid(ranks(gaps, segments, is_causal=self.gap_rank == "past"), self.config.width)
         x = constrain(jnp.where((segments > 0)[..., None], x, 0), "batch", "length", None)
         layout = Layout(positions, segments, times, query_times)
         hidden = self.encoder(x, layout, train=train, key=key) * self.config.logit_scale
@@ -172,9 +182,9 @@ class PrepRec(Module):
 
     def _part(self, percent: jax.Array, bins: int, weights: jax.Array) -> jax.Array:
         """What percentiles [v, n] add to the hidden layer, [v, inner]."""
-        return (
-            spread(percent, bins).reshape(percent.shape[0], -1) @ weights if bins else jnp.zeros((1, weights.shape[1]))
-        )
+        if not bins:
+            return jnp.zeros((1, weights.shape[1]))
+        return spread(percent, bins).reshape(percent.shape[0], -1) @ weights
 
     def _features(self, coarse: jax.Array, fine: jax.Array) -> jax.Array:
         """[..., features] from percentiles [..., coarse_history] and [..., 1]."""
@@ -232,20 +242,29 @@ def item_vectors(weights: tuple[jax.Array, ...], features: Float[Array, "*n f"])
     return out.reshape(*features.shape[:-1], -1)
 
 
-def gap_ranks(times: Int[Array, "b l"], segments: Int[Array, "b l"], *, is_causal: bool = False) -> Int[Array, "b l"]:
-    """1 + how many gaps of the same segment are shorter than the one before this event; 0 where padded.
-
-    The gap before the first event of a segment is 0. Equal gaps have equal ranks, and only their order matters, not
-    their lengths. With `is_causal` only gaps up to the event's own count.
-    """
-    same = segments[:, :, None] == segments[:, None, :]
+def gaps_before(times: Int[Array, "b l"], segments: Int[Array, "b l"]) -> Int[Array, "b l"]:
+    """Time since the event before, 0 for the first event of a segment."""
     starts = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
     times = times.astype(jnp.int32)
-    gaps = jnp.where(starts, 0, times - jnp.roll(times, 1, axis=1))
-    shorter = same & (gaps[:, None, :] < gaps[:, :, None])
+    return jnp.where(starts, 0, times - jnp.roll(times, 1, axis=1))
+
+
+def ranks(gaps: Int[Array, "b l"], segments: Int[Array, "b l"], *, is_causal: bool = False) -> Int[Array, "b l"]:
+    """1 + how many gaps of the same segment are shorter than the event's own; 0 where padded.
+
+    Equal gaps have equal ranks, and only their order matters, not their lengths. With `is_causal` only the gaps of
+    events up to this one count.
+    """
+    shorter = (segments[:, :, None] == segments[:, None, :]) & (gaps[:, None, :] < gaps[:, :, None])
     if is_causal:
-        shorter &= jnp.tri(times.shape[1], dtype=bool)[None]
+        shorter &= jnp.tri(gaps.shape[1], dtype=bool)[None]
     return jnp.where(segments > 0, 1 + shorter.sum(-1, dtype=jnp.int32), 0)
+
+
+def from_end(segments: Int[Array, "b l"]) -> Int[Array, "b l"]:
+    """How many events of the same segment come after each; 0 for the last one of a segment."""
+    after = jnp.triu(jnp.ones((segments.shape[1],) * 2, bool), 1)[None]
+    return (after & (segments[:, :, None] == segments[:, None, :])).sum(-1, dtype=jnp.int32)
 
 
 def sinusoid(places: Int[Array, "b l"], width: int) -> Float[Array, "b l d"]:

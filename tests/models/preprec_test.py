@@ -14,7 +14,7 @@ from recjax.core.errors import ConfigError
 from recjax.core.module import Functional, Rngs
 from recjax.core.sharding import MeshConfig, make_mesh
 from recjax.data.popularity import decayed, windowed
-from recjax.models.preprec import PrepRec, gap_ranks, sinusoid, spread
+from recjax.models.preprec import PrepRec, from_end, gaps_before, ranks, sinusoid, spread
 from recjax.nn.transformer import TransformerConfig
 
 ITEMS, ROWS, LENGTH = 40, 128, 12
@@ -148,10 +148,10 @@ def test_names_of_items_do_not_matter() -> None:
     np.testing.assert_array_equal(after[:, name], before)
 
 
-@pytest.mark.parametrize("gap_rank", ["window", "past"])
-def test_only_the_order_of_gaps_matters(gap_rank: str) -> None:
+@pytest.mark.parametrize("settings", [{}, {"gap_rank": "past"}, {"gap": "after"}, {"count_from": "end"}])
+def test_only_the_order_of_gaps_matters(settings: dict[str, Any]) -> None:
     """Gaps are stretched inside a world that stands still, so that all else is the same."""
-    rows, model = np.arange(2, 2 + ITEMS), make(gap_rank=gap_rank)
+    rows, model = np.arange(2, 2 + ITEMS), make(SMALL, **settings)
     still = facts(np.repeat(rows, rows), np.full(rows.sum(), ORIGIN))
     late = 40  # long after the window of the fine table is empty
     stretched = [(item, late + 3 * (day - HISTORY[0][1])) for item, day in HISTORY]
@@ -166,8 +166,11 @@ def test_ranks_of_gaps() -> None:
     """Within a segment, from 1, equal gaps alike; the first event of a segment has a gap of 0."""
     times = jnp.asarray([[10, 50, 60, 60, 160, 7, 9, 0]])
     segments = jnp.asarray([[1, 1, 1, 1, 1, 2, 2, 0]])
-    np.testing.assert_array_equal(gap_ranks(times, segments), [[1, 4, 3, 1, 5, 1, 2, 0]])
-    np.testing.assert_array_equal(gap_ranks(times, segments, is_causal=True), [[1, 2, 2, 1, 5, 1, 2, 0]])
+    gaps = gaps_before(times, segments)
+    np.testing.assert_array_equal(gaps[:, :7], [[0, 40, 10, 0, 100, 0, 2]])
+    np.testing.assert_array_equal(ranks(gaps, segments), [[1, 4, 3, 1, 5, 1, 2, 0]])
+    np.testing.assert_array_equal(ranks(gaps, segments, is_causal=True), [[1, 2, 2, 1, 5, 1, 2, 0]])
+    np.testing.assert_array_equal(from_end(segments), [[4, 3, 2, 1, 0, 1, 0, 0]])
 
 
 def test_sinusoids_are_those_of_the_paper() -> None:
@@ -193,10 +196,11 @@ def test_no_parameter_belongs_to_an_item() -> None:
     assert not any("items" in names for names in axes)
 
 
-def test_packed_rows_equal_rows_of_their_own() -> None:
-    known = facts(*a_log())
-    _, packed = _scores(MODEL, PARAMS, {**a_batch([HISTORY, OTHER]), **known})
-    _, alone = _scores(MODEL, PARAMS, {**a_batch([HISTORY], [OTHER]), **known})
+@pytest.mark.parametrize("settings", [{}, {"gap": "after", "count_from": "end"}])
+def test_packed_rows_equal_rows_of_their_own(settings: dict[str, Any]) -> None:
+    known, model = facts(*a_log()), make(SMALL, **settings)
+    _, packed = _scores(model, PARAMS, {**a_batch([HISTORY, OTHER]), **known})
+    _, alone = _scores(model, PARAMS, {**a_batch([HISTORY], [OTHER]), **known})
     np.testing.assert_allclose(packed[0, :5], alone[0, :5], atol=1e-5)
     np.testing.assert_allclose(packed[0, 5:8], alone[1, :3], atol=1e-5)
 
@@ -255,7 +259,14 @@ def test_one_horizon_alone(bins: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"coarse_bins": 0, "fine_bins": 0}, {"coarse_history": 0}, {"fine_bins": -1}, {"gap_rank": "seconds"}]
+    "bad",
+    [
+        {"coarse_bins": 0, "fine_bins": 0},
+        {"coarse_history": 0},
+        {"fine_bins": -1},
+        {"gap_rank": "seconds"},
+        {"gap": "both"},
+    ],
 )
 def test_settings_that_make_no_model(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="PrepRec"):
