@@ -13,7 +13,7 @@ from typing import Any
 
 from recjax.core.errors import ConfigError
 from recjax.data.sources import DataDir
-from recjax.tasks.work import Work
+from recjax.tasks.work import LATER, Work
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 _SPLITS = ("leave_one_out", "leave_last", "global_time")
@@ -29,6 +29,8 @@ class NextItem:
     `test_fraction` of the events in time are the test period, the `valid_fraction` before them the valid period; the
     first event of a user in a period is the target). A held-out example has as its `future` all events of the user
     from the target on that are held out with it. Users with fewer than `min_events` events are left out altogether.
+    Before that, without `repeats` only the first event of a user with an item counts, and above 1 `k_core` leaves out
+    users and items with fewer events than that, again and again until all that are left have as many.
     `catalogue` says which items can be recommended: those of the "interactions" or those of the "items" table.
     """
 
@@ -39,6 +41,8 @@ class NextItem:
     held_out: int = 10
     min_events: int = 1
     catalogue: str = "interactions"
+    repeats: bool = field(default=True, metadata={LATER: True})
+    k_core: int = field(default=1, metadata={LATER: True})
     name: str = "next_item"
 
     def __post_init__(self) -> None:
@@ -53,7 +57,7 @@ class NextItem:
             raise ConfigError(
                 f"NextItem.valid_fraction, test_fraction = {fractions}", expected="above 0, together below 1"
             )
-        for name in ("held_out", "min_events"):
+        for name in ("held_out", "min_events", "k_core"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"NextItem.{name} = {getattr(self, name)}", expected="at least 1")
 

@@ -21,6 +21,7 @@ from recjax.data.history import (
     leave_last,
     leave_one_out,
 )
+from recjax.data.k_core import first_of_pairs, k_core
 from recjax.data.record import Column, Field
 from recjax.data.tables import Tables
 from recjax.data.titles import title_column
@@ -36,7 +37,8 @@ _CATALOGUES = {
 
 def make_work(task: NextItem, tables: Tables) -> Work:
     """The work of `task` on these tables; raises `DataError` as `NextItem.work` says."""
-    log = histories(tables.interactions, min_events=task.min_events)
+    interactions, kept = _dense(task, tables.interactions)
+    log = histories(interactions, min_events=task.min_events)
     cuts, rule = _cuts(task, log)
     train_codes = log.items[_is_before(log.offsets, cuts.train_end)]
     vocab, items = _catalogue(task, tables, log, np.bincount(train_codes, minlength=len(log.item_ids)))
@@ -61,7 +63,7 @@ def make_work(task: NextItem, tables: Tables) -> Work:
         "simulated": tables.simulated,
         "times": times,
         "counts": _counts(log, cuts, rows),
-        "notes": [*tables.notes],
+        "notes": [*tables.notes, *kept],
         "warnings": [*tables.warnings],
     }
     users = pl.DataFrame({"user_index": np.arange(len(log.user_ids)), "user_id": log.user_ids})
@@ -82,6 +84,27 @@ def make_work(task: NextItem, tables: Tables) -> Work:
         users=users,
         facts=facts,
     )
+
+
+def _dense(task: NextItem, interactions: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    """The events that `repeats` and `k_core` leave, and what that did."""
+    before, notes = interactions.height, []
+    if not task.repeats:
+        interactions = interactions.sort(["user_id", "order"], maintain_order=True)
+        interactions = interactions.filter(pl.Series(first_of_pairs(*_codes(interactions))))
+        notes.append(f"without repeats of a user's items: {interactions.height:,} of {before:,} events")
+    if task.k_core > 1 and interactions.height:
+        interactions = interactions.filter(pl.Series(k_core(*_codes(interactions), task.k_core)))
+        notes.append(f"{task.k_core}-core of users and items: {interactions.height:,} of {before:,} events")
+    return interactions, notes
+
+
+def _codes(interactions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Users and items as numbers from 0."""
+    users, items = (
+        (interactions.get_column(c).rank("dense") - 1).cast(pl.Int64).to_numpy() for c in ("user_id", "item_id")
+    )
+    return users, items
 
 
 def _cuts(task: NextItem, log: Histories) -> tuple[Cuts, str]:

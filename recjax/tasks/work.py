@@ -19,6 +19,8 @@ from recjax.data.sources import DataDir
 from recjax.data.vocab import ItemVocab
 
 Example = dict[str, Any]
+# In the metadata of a task's field: prepared folders are not named after its default, as they were not before it.
+LATER = "later"
 
 
 @dataclass(frozen=True)

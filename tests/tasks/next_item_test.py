@@ -8,6 +8,7 @@ import pytest
 from recjax.core.errors import ConfigError, DataError
 from recjax.data.tables import Tables
 from recjax.data.vocab import FIRST_ITEM, OOV
+from recjax.tasks.cache import described
 from recjax.tasks.next_item import NextItem
 from recjax.tasks.work import Work, columns_of, examples_of
 
@@ -141,6 +142,28 @@ def test_what_is_left_out_and_odd_is_counted() -> None:
     assert counts["log"]["events_outside_catalogue"] == 1
     dropped = NextItem(min_events=3).work_on(tables).facts["counts"]["log"]
     assert (dropped["users_below_min_events"], dropped["events_of_those_users"], dropped["users"]) == (2, 3, 2)
+
+
+def test_a_dense_core_without_repeats() -> None:
+    """Every user and every item has five events of different kinds, and the manifest says what became of the rest."""
+    tables = random_tables(3, events=1500)
+    work = NextItem(repeats=False, k_core=5).work_on(tables)
+    column = work.raw["train"]["items"]
+    users = np.repeat(np.arange(len(column)), column.lengths)
+    pairs = np.stack([users, column.values])
+    assert 200 < pairs.shape[1] < 1000 and np.unique(pairs, axis=1).shape == pairs.shape
+    assert min(column.lengths) >= 5 and np.bincount(column.values).min() >= 5
+    said = [note for note in work.facts["notes"] if " of 1,500 events" in note]
+    assert len(said) == 2 and "without repeats" in said[0] and "5-core" in said[1]
+    first = tables.interactions.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    kept = first.filter(pl.col("user_id").is_in(work.users["user_id"].implode()))
+    assert set(work.items["item_id"]) <= set(kept["item_id"])
+
+
+def test_settings_that_came_later_rename_no_folder_until_they_are_changed() -> None:
+    told = described(NextItem())
+    assert "k_core" not in told and "repeats" not in told
+    assert described(NextItem(k_core=5))["k_core"] == 5
 
 
 def test_titles_and_items_never_seen_are_in_the_catalogue() -> None:
