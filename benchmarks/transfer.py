@@ -3,7 +3,8 @@
     python benchmarks/transfer.py TARGET=DIR... --runs RUNS [--users 2000] [--rows zero_shot,popularity,sasrec,mixture]
 
 RUNS/in_NAME is a run of preprec/3_in_domain on the log NAME and RUNS/sas_NAME one of preprec/2_sasrec; every in_NAME is
-also tried on all other targets. Popularity rows rank by the very tables that the model reads, at the same periods.
+also tried on all other targets. Bindings (--bind preprec.PrepRec.gap=...) are for all PrepRec rows, whose runs are then
+better kept as RUNS/KIND_NAME (--kind). Popularity rows rank by the very tables that the model reads, at its periods.
 Rows of RUNS/VARIANT_NAME (other settings, kept in their config.gin) are added by --variants VARIANT,... Prints a table
 and writes RUNS/transfer-NAME.json.
 """
@@ -14,7 +15,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,12 @@ def evaluator_of(run: Trained, split: str, model: Any, recipe: Recipe) -> Evalua
 class Bench:
     """Rows of one target."""
 
-    def __init__(self, name: str, data: str, runs: Path, users: int | None) -> None:
-        self.name, self.data, self.runs, self.users = name, data, runs, users
-        self.recipe = recipe_of("3_in_domain", data, users)
-        self.home = load(self.recipe, runs / f"in_{name}")
+    def __init__(
+        self, name: str, data: str, runs: Path, users: int | None, kind: str = "in", bindings: Sequence[str] = ()
+    ) -> None:
+        self.name, self.data, self.runs, self.users, self.kind = name, data, runs, users, kind
+        self.recipe = recipe_of("3_in_domain", data, users, *bindings)
+        self.home = load(self.recipe, runs / f"{kind}_{name}")
         self.systems: dict[str, System] = {}
         self.notes: dict[str, Any] = {}
 
@@ -90,10 +93,10 @@ class Bench:
         self.add("PrepRec in domain", self.home.assembly.evaluator("test")(self.home.params))
         for source in names:
             if source != self.name:
-                run = load(self.recipe, self.runs / f"in_{source}")
+                run = load(self.recipe, self.runs / f"{self.kind}_{source}")
                 self.add(f"PrepRec from {source}", self.home.assembly.evaluator("test")(run.params))
         others = dataclasses.replace(self.recipe, facts=[Dynamics(events="all")])
-        run = load(others, self.runs / f"in_{self.name}")
+        run = load(others, self.runs / f"{self.kind}_{self.name}")
         self.add("PrepRec in domain, all events", run.assembly.evaluator("test")(run.params))
 
     def variant(self, name: str) -> None:
@@ -163,12 +166,14 @@ def main() -> None:
     parser.add_argument("--sources", default="", help="names of logs whose models are tried; default: all targets")
     parser.add_argument("--rows", default="zero_shot,popularity,sasrec,mixture")
     parser.add_argument("--variants", default="")
+    parser.add_argument("--kind", default="in")
+    parser.add_argument("--bind", action="append", default=[], metavar="NAME=VALUE")
     args = parser.parse_args()
     targets = dict(one.split("=", 1) for one in args.targets)
     rows = args.rows.split(",")
     for name, data in targets.items():
         started = time.perf_counter()
-        bench = Bench(name, data, args.runs, args.users)
+        bench = Bench(name, data, args.runs, args.users, args.kind, args.bind)
         if "popularity" in rows:
             bench.popularity()
         if "zero_shot" in rows:
