@@ -22,6 +22,7 @@ BATCHES = 16
 def options() -> argparse.Namespace:
     """What every worker is told."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--model", choices=["sasrec", "hstu"], default="sasrec")
     parser.add_argument("--loss", choices=["full", "sampled"], required=True)
     parser.add_argument("--data", default="")
     parser.add_argument("--rows", type=int, default=128)
@@ -47,8 +48,13 @@ def histories(data: str) -> tuple[list[np.ndarray], int]:
     return [draw.choice(3416, n, p=chance / chance.sum()).astype(np.int32) + FIRST_ITEM for n in lengths], 3416
 
 
-def batches(users: list[np.ndarray], rows: int, length: int, *, packed: bool) -> list[dict[str, np.ndarray]]:
-    """The newest `length` inputs and targets of every user, in a seeded order, cut into batches of `rows` rows."""
+def batches(
+    users: list[np.ndarray], rows: int, length: int, *, packed: bool, timed: bool = False
+) -> list[dict[str, np.ndarray]]:
+    """The newest `length` inputs and targets of every user, in a seeded order, cut into batches of `rows` rows.
+
+    `timed` adds `history_time`, drawn: from one event to the next it takes seconds to weeks.
+    """
     draw = np.random.default_rng(1)
     users = [users[i][-length - 1 :] for i in draw.permutation(len(users))]
     sizes = np.array([len(u) - 1 for u in users])
@@ -56,10 +62,14 @@ def batches(users: list[np.ndarray], rows: int, length: int, *, packed: bool) ->
     order = draw.permutation(plan.num_rows)
     names = ("history_ids", "target_ids", "positions", "segment_ids")
     whole = {name: np.zeros((plan.num_rows, length), np.int32) for name in names}
+    if timed:
+        whole["history_time"] = np.zeros((plan.num_rows, length), np.int32)
     for items, size, row, offset, segment in zip(users, sizes, plan.row, plan.offset, plan.segment, strict=True):
         at = order[row], slice(offset, offset + size)
         whole["history_ids"][at], whole["target_ids"][at] = items[:-1], items[1:]
         whole["positions"][at], whole["segment_ids"][at] = np.arange(size), segment
+        if timed:
+            whole["history_time"][at] = np.cumsum(np.exp(draw.uniform(0, np.log(1e6), size)))
     whole["weight"] = (whole["target_ids"] > 0).astype(np.float32)
     count = min(BATCHES, plan.num_rows // rows)
     return [{k: v[i * rows : (i + 1) * rows] for k, v in whole.items()} for i in range(count)]

@@ -1,5 +1,6 @@
 """recjax's side of the train-step benchmark: the step of `recjax train`, one device for each core."""
 
+import dataclasses
 import functools
 import time
 
@@ -17,16 +18,20 @@ from recjax.losses.softmax import CatalogueSoftmax
 from recjax.models.sequence import Sequence
 from recjax.nn.transformer import TransformerConfig
 
+CONFIGS = {
+    "sasrec": TransformerConfig(mlp_width=64, ffn="relu", dropout=0.2, attention_dropout=0.2),
+    "hstu": TransformerConfig(attention="hstu", ffn="none", relative="position_time", dropout=0.2),
+}
+
 
 def main() -> None:
     args = options()
     jax.config.update("jax_num_cpu_devices", args.threads)
     users, items = histories(args.data)
     num_rows = -(-(FIRST_ITEM + items) // 128) * 128
-    parts = batches(users, args.rows, args.length, packed=True)
-    config = TransformerConfig(
-        num_layers=2, width=64, num_heads=2, mlp_width=64, ffn="relu", dropout=0.2, attention_dropout=0.2
-    )
+    parts = batches(users, args.rows, args.length, packed=True, timed=args.model == "hstu")
+    config = CONFIGS[args.model]
+    config = dataclasses.replace(config, max_length=args.length)
     model = Functional(
         functools.partial(
             Sequence,

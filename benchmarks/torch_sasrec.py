@@ -55,17 +55,19 @@ class SasRec(nn.Module):
         return self.final_norm(x)
 
 
-def full_softmax(model: SasRec, ids: Tensor, targets: Tensor) -> Tensor:
+def full_softmax(model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
     """Mean cross-entropy over the catalogue at the real positions."""
     real = targets > 0
-    logits = model(ids)[real] @ model.table.weight.T
+    logits = model(*inputs)[real] @ model.table.weight.T
     return functional.cross_entropy(logits, targets[real])
 
 
-def sampled_softmax(model: SasRec, ids: Tensor, targets: Tensor, negatives: int, first: int, items: int) -> Tensor:
+def sampled_softmax(
+    model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor, negatives: int, first: int, items: int
+) -> Tensor:
     """Mean cross-entropy against negatives drawn uniformly, shared by the batch."""
     real = targets > 0
-    hidden, targets, table = model(ids)[real], targets[real], model.table.weight
+    hidden, targets, table = model(*inputs)[real], targets[real], model.table.weight
     drawn = torch.randint(first, first + items, (negatives,))
     target_logit = (hidden * table[targets]).sum(-1, keepdim=True)
     logits = (hidden @ table[drawn].T).masked_fill(drawn[None] == targets[:, None], -1e30)

@@ -1,17 +1,18 @@
-"""How fast a SASRec train step is, beside plain PyTorch and RecBole, on the CPU of this machine.
+"""How fast a train step of SASRec and of HSTU is, beside plain PyTorch and RecBole, on the CPU of this machine.
 
-    python benchmarks/train_step.py [--data DIR] [--losses full sampled] [--rounds 5]
+    python benchmarks/train_step.py [--data DIR] [--models sasrec hstu] [--losses full sampled] [--rounds 5]
 
 Every competitor runs in a process of its own and they take turns (A B A B), so that a busy machine slows all of them;
-the figures to trust are the ratios. All train the same model (length 200, width 64, two heads, two blocks, feed-
-forward width 64, dropout 0.2 on embeddings, attention weights and what each block adds, Adam, float32) in batches of
-128 rows, and are counted in real tokens: positions that have a target. recjax packs several users into a row where
-they fit; the others pad. RecBole trains one target per row (512 rows a batch), so its unit is targets per second; it
-wants an older numpy, so it may live in a Python of its own (--recbole-python).
+the figures to trust are the ratios. All train the same model (length 200, width 64, two heads, two blocks; SASRec with
+feed-forward width 64; HSTU with biases by distance and by time, which is drawn; dropout 0.2 on embeddings, SASRec's
+attention weights and what each block adds; Adam, float32) in batches of 128 rows, and are counted in real tokens:
+positions that have a target. recjax packs several users into a row where they fit; the others pad. RecBole trains one
+target per row (512 rows a batch), so its unit is targets per second; it wants an older numpy, so it may live in a
+Python of its own (--recbole-python).
 
 Without --data the log is simulated, with the number of users and items and about the history lengths of MovieLens-1M.
 With it, DIR is a folder with interactions.parquet (user_id, item_id, position or timestamp). Results go to
-benchmarks/results/train_step.{md,json}.
+benchmarks/results/train_step.{md,json}, those of one model alone to train_step_MODEL.{md,json}.
 """
 
 import argparse
@@ -25,16 +26,18 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 WORKERS = {"recjax": "step_recjax.py", "torch": "step_torch.py", "recbole": "step_recbole.py"}
-NAMES = {"recjax": "recjax", "torch": "PyTorch (eager, padded)", "recbole": "RecBole SASRec"}
+NAMES = {"recjax": "recjax", "torch": "PyTorch (eager, padded)", "recbole": "RecBole"}
 
 
 class Competitor:
     """A worker process that runs steps when told to."""
 
-    def __init__(self, name: str, loss: str, args: argparse.Namespace) -> None:
+    def __init__(self, name: str, model: str, loss: str, args: argparse.Namespace) -> None:
         self.name = name
         python = args.recbole_python if name == "recbole" else sys.executable
         command = [python, str(HERE / WORKERS[name]), "--loss", loss, "--rows", str(args.rows)]
+        if name != "recbole":
+            command += ["--model", model]
         command += ["--length", str(args.length), "--threads", str(args.threads), "--data", args.data]
         if name == "recjax":
             command += ["--accumulate", str(args.accumulate)]
@@ -64,12 +67,13 @@ class Competitor:
         raise SystemExit(f"{NAMES[self.name]} stopped with status {self.process.wait()}")
 
 
-def compare(loss: str, args: argparse.Namespace) -> list[dict]:
-    """One row per competitor for a loss; the ratio is recjax to it, by rounds."""
-    names = ["recjax", "torch"] + (["recbole"] if loss == "full" and args.recbole_steps else [])
+def compare(model: str, loss: str, args: argparse.Namespace) -> list[dict]:
+    """One row per competitor for a model and a loss; the ratio is recjax to it, by rounds."""
+    with_recbole = model == "sasrec" and loss == "full" and args.recbole_steps
+    names = ["recjax", "torch"] + (["recbole"] if with_recbole else [])
     found = []
     for name in names:
-        competitor = Competitor(name, loss, args)
+        competitor = Competitor(name, model, loss, args)
         if missing := competitor.facts.get("missing"):
             print(f"{NAMES[name]}: not installed ({missing})")
             competitor.close()
@@ -79,12 +83,14 @@ def compare(loss: str, args: argparse.Namespace) -> list[dict]:
     for number in range(args.rounds):
         for competitor in found:
             competitor.run(steps[competitor.name])
-        print(f"{loss}, round {number + 1}: " + ", ".join(f"{c.name} {c.rates[-1]:,.0f}/s" for c in found), flush=True)
+        rates = ", ".join(f"{c.name} {c.rates[-1]:,.0f}/s" for c in found)
+        print(f"{model}, {loss}, round {number + 1}: {rates}", flush=True)
     rows = []
     for competitor in found:
         competitor.close()
         ratios = [ours / theirs for ours, theirs in zip(found[0].rates, competitor.rates, strict=True)]
-        row = {"loss": loss, "who": competitor.name, "targets_per_second": statistics.median(competitor.rates)}
+        row = {"model": model, "loss": loss, "who": competitor.name}
+        row |= {"targets_per_second": statistics.median(competitor.rates)}
         row |= {"ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)], **competitor.facts}
         rows.append(row)
     return rows
@@ -99,9 +105,9 @@ def table(rows: list[dict], args: argparse.Namespace) -> str:
         f"Data: {'MovieLens-1M lengths, simulated' if not args.data else Path(args.data).name}. "
         f"Medians of {args.rounds} rounds in turn. Command: `python benchmarks/train_step.py{_options()}`.",
         "",
-        "| loss | who | real tokens/s | recjax is faster by (range) | filled slots | compile s | step plans MiB "
-        "| process peak MiB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | loss | who | real tokens/s | recjax is faster by (range) | filled slots | compile s "
+        "| step plans MiB | process peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         low, high = r["ratio_range"]
@@ -109,8 +115,8 @@ def table(rows: list[dict], args: argparse.Namespace) -> str:
         plan = f"{r['plan_mib']:.0f}" if "plan_mib" in r else ""
         compile_s = f"{r['compile_s']:.1f}" if "compile_s" in r else ""
         lines.append(
-            f"| {r['loss']} | {NAMES[r['who']]} {r['version']} | {r['targets_per_second']:,.0f} | {ratio} "
-            f"| {r['fill']:.0%} | {compile_s} | {plan} | {r['peak_mib']:.0f} |"
+            f"| {r['model']} | {r['loss']} | {NAMES[r['who']]} {r['version']} | {r['targets_per_second']:,.0f} "
+            f"| {ratio} | {r['fill']:.0%} | {compile_s} | {plan} | {r['peak_mib']:.0f} |"
         )
     return "\n".join([*lines, ""])
 
@@ -131,6 +137,7 @@ def _options() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="")
+    parser.add_argument("--models", nargs="+", default=["sasrec", "hstu"], choices=["sasrec", "hstu"])
     parser.add_argument("--losses", nargs="+", default=["full", "sampled"], choices=["full", "sampled"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="steps a round")
@@ -141,13 +148,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--accumulate", type=int, default=8, help="micro-batches of recjax's step")
     args = parser.parse_args()
-    rows = [row for loss in args.losses for row in compare(loss, args)]
+    rows = [row for m in args.models for loss in args.losses for row in compare(m, loss, args)]
     report = table(rows, args)
     print("\n" + report)
     results = HERE / "results"
     results.mkdir(exist_ok=True)
-    (results / "train_step.md").write_text(report)
-    (results / "train_step.json").write_text(json.dumps(rows, indent=1) + "\n")
+    name = f"train_step_{args.models[0]}" if len(args.models) == 1 else "train_step"
+    (results / f"{name}.md").write_text(report)
+    (results / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

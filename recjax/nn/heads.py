@@ -3,6 +3,7 @@
 Projections, rotary positions and gates; the kernels are in `recjax.nn.attention` and `recjax.nn.pointwise`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -102,8 +103,8 @@ class PointwiseAttention(Module):
     ) -> Float[Array, "b l d"]:
         """`rate` is the dropout of what is added to the stream and `key` its key, None when not training."""
         c = self.config
-        projected = _project(x, [w[...] for w in (self.gate, self.value, self.query, self.key)], [])
-        u, v, q, k = (jax.nn.silu(y) for y in projected)
+        weights = [w[...] for w in (self.gate, self.value, self.query, self.key)]
+        u, v, q, k = _project(x, weights, [], act=jax.nn.silu)
         if "rotary" in c.position:
             q, k = rotary(q, layout.positions), rotary(k, layout.positions)
         q = constrain(q, "batch", "length", "heads", "head_dim")
@@ -136,13 +137,18 @@ def take_slots(x: Float[Array, "b l d"], slots: Int[Array, "b q"]) -> Float[Arra
     return jnp.take_along_axis(x, slots[..., None], axis=1)
 
 
-def _project(x: jax.Array, weights: list[jax.Array], biases: list[jax.Array]) -> list[jax.Array]:
+def _project(
+    x: jax.Array,
+    weights: list[jax.Array],
+    biases: list[jax.Array],
+    act: Callable[[jax.Array], jax.Array] = lambda y: y,
+) -> list[jax.Array]:
     """[b, l, heads, k] for each of the weights [d, heads, k]; one product unless the heads lie on several devices."""
     mesh = active()
     if mesh is not None and mesh.size_of("heads") > 1:
-        return [_heads(x, w, b) for w, b in zip(weights, biases or [None] * len(weights), strict=True)]
+        return [act(_heads(x, w, b)) for w, b in zip(weights, biases or [None] * len(weights), strict=True)]
     ends = [sum(w.shape[1] for w in weights[: i + 1]) for i in range(len(weights) - 1)]
-    y = _heads(x, jnp.concatenate(weights, axis=1), jnp.concatenate(biases) if biases else None)
+    y = act(_heads(x, jnp.concatenate(weights, axis=1), jnp.concatenate(biases) if biases else None))
     return jnp.split(y, ends, axis=2)
 
 
