@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 MIB = 2**20
 ARRAYS = {"adam": 4, "row-wise": 1}  # of the table's size: table, gradient, two moments
@@ -88,9 +89,10 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
             now, metrics = compiled(now, given, const)
             jax.block_until_ready((now, metrics))
             seconds.append(time.perf_counter() - start)
+    memory: Any = compiled.memory_analysis()
     return {
         "milliseconds": min(seconds[2:]) * 1e3,
-        "temporary": compiled.memory_analysis().temp_size_in_bytes / MIB,
+        "temporary": memory.temp_size_in_bytes / MIB,
         "peak": flops.memory().peak_bytes / MIB,
         "loss": float(metrics["loss"]),
     }
@@ -129,8 +131,8 @@ def table(args: argparse.Namespace) -> None:
             ]
             if len(kinds) > 1:
                 dense, sparse = found
-                ratio = dense and sparse and f"{dense['milliseconds'] / sparse['milliseconds']:.1f}"
-                values.append(ratio or "")
+                both = dense is not None and sparse is not None
+                values.append(f"{dense['milliseconds'] / sparse['milliseconds']:.1f}" if both else "")
             print(f"| {devices} | {rows:,} | " + " | ".join(values) + " |", flush=True)
 
 

@@ -105,7 +105,9 @@ def _windows(
         yield _batch(waiting, limit, batch_size)
 
 
-def _batch(windows: list[tuple[int, int, int, np.ndarray]], limit: int, batch_size: int) -> tuple[np.ndarray, ...]:
+def _batch(
+    windows: list[tuple[int, int, int, np.ndarray]], limit: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     users, first = np.zeros(batch_size, np.int64), np.zeros(batch_size, np.int64)
     kept, ids = np.zeros((batch_size, limit), bool), np.zeros((batch_size, limit), np.int32)
     for i, (user, start, new, items) in enumerate(windows):

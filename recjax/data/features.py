@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -86,12 +87,13 @@ def title_vectors(titles: Sequence[str], width: int, ngrams: tuple[int, int], mi
     """
     matrix = tf_idf(titles, ngrams, min_items)
     out = np.zeros((len(titles), width), np.float32)
-    k = min(width, min(matrix.shape) - 1)
+    shape: Any = matrix.shape
+    k = min(width, min(shape) - 1)
     if k < 1:
         return out
-    start = np.random.default_rng(0).normal(size=min(matrix.shape))
-    u, s, _ = svds(matrix, k=k, v0=start, solver="arpack")
-    u = u[:, ::-1] * s[::-1]
+    start = np.random.default_rng(0).normal(size=min(shape))
+    found: Any = svds(matrix, k=k, v0=start, solver="arpack")
+    u = found[0][:, ::-1] * found[1][::-1]
     u *= np.sign(u[np.abs(u).argmax(0), np.arange(k)])
     out[:, :k] = u
     return out
