@@ -10,7 +10,8 @@ Stages run in order; a later one finds what the earlier ones left under the macr
 is set for every stage that uses it. Stages whose role is "arm" are compared with each other. The bundle and the tables
 beside the baselines are those of the last stage that is no teacher.
 
-Started again, it goes on where it was. Nothing here knows a model or a loss: it calls the other verbs.
+A recipe that is a study (`configs/study/`) is handed to `recjax study`. Started again, a run goes on where it was.
+Nothing here knows a model or a loss: it calls the other verbs.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ from recjax.report import Report, write_report
 from recjax.results import METRICS, Result, write_json
 from recjax.serve.bundle import Bundle
 from recjax.serve.features import pad, pad_times
+from recjax.study.__main__ import main as study_main
+from recjax.study.__main__ import study_file
 from recjax.tables import differences_table, number, systems_table
 from recjax.train import INTERRUPTED, Outcome, train
 from recjax.trained import Trained, load
@@ -268,6 +271,10 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(list(flags.rest))
     if bool(args.recipe) == bool(flags.gin_files):
         raise ConfigError("which recipe?", expected="its name or --gin_file=FILE", mend="`recjax list` shows them")
+    if args.recipe and study_file(args.recipe):
+        if args.seeds != "0":
+            raise ConfigError("a study has seeds of its own", where="--seeds", mend="--gin.grid.Study.seeds=(0,1,2)")
+        return study_main(argv)
     seeds = args.seeds.split(",")
     if not all(seed.strip().isdecimal() for seed in seeds) or len(set(seeds)) != len(seeds):
         raise ConfigError(f"cannot read --seeds {args.seeds}", expected="different whole numbers, such as 0,1,2")

@@ -55,6 +55,8 @@ def test_a_finished_run_is_not_trained_again(
         (["quickstart", "--gin.SEED=3"], "--seeds"),
         ([], "which recipe"),
         (["quickstar"], "quickstart"),
+        (["scaling_law", "--seeds=0,1"], "seeds of its own"),
+        (["scaling_law", "--gin.TRAIN_STEPS=3"], "set for every cell"),
     ],
 )
 def test_a_command_that_cannot_be_run_says_why(
