@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,7 @@ def test_scan_remat_and_unrolled_agree() -> None:
 
 @pytest.mark.parametrize(("shape", "preset"), [("data=8", "data"), ("data=4,model=2", "fsdp_model")])
 def test_sharded_equals_one_device(shape: str, preset: str) -> None:
-    """Values and all gradients, heads over `model`, rows over `data`."""
+    """Values and all gradients, heads over `model`, rows over `data`; no device is sent another's scores or times."""
     model, params, x, layout = _model(TINY)
 
     def loss(params: dict, x: jax.Array, layout: Layout) -> jax.Array:
@@ -117,7 +118,9 @@ def test_sharded_equals_one_device(shape: str, preset: str) -> None:
     with mesh.activate():
         placed = jax.device_put(params, mesh.shardings(model.axes))
         rows = jax.device_put((x, layout), mesh.sharding(("batch",)))
-        got = jax.jit(jax.value_and_grad(loss))(placed, *rows)
+        step = jax.jit(jax.value_and_grad(loss)).lower(placed, *rows).compile()
+        got = step(placed, *rows)
+    assert not re.findall(r"= \w+\[\d+,\d+,[\d,]+\]\S* all-gather", step.as_text())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), got, want)
 
 
