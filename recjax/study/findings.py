@@ -16,7 +16,7 @@ from recjax.study import prediction
 from recjax.study.curves import Allocation, IsoFlop, allocation, isoflop
 from recjax.study.fit import Bootstrap, bootstrap, fit
 from recjax.study.grid import HELD_OUT, Cell
-from recjax.study.laws import JOINT, KAPLAN, POWER, REPETITION, Law
+from recjax.study.laws import DATA, JOINT, KAPLAN, REPETITION, Law
 from recjax.study.ledger import Finished
 from recjax.study.rates import Convergence, Rates, convergence
 from recjax.study.runner import Runner
@@ -93,7 +93,7 @@ def find(runner: Runner) -> Findings:
         held_out=held_out,
         verified=prediction.verify(content, held_out) if content else [],
         data=data,
-        of_d=_by_size(POWER, data, ("unique",), split, samples),
+        of_d=_by_size(DATA, data, ("unique",), split, samples),
         surface={} if not data else _all((JOINT, KAPLAN), everything, ("parameters", "unique"), split, samples),
         repeated=repeated,
         repetition=_by_size(REPETITION, unique([*repeated, *data]), ("unique", "repeats"), split, samples, repeated),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from recjax.core.errors import ConfigError
 from recjax.core.flags import did_you_mean
@@ -189,7 +189,7 @@ def cells(study: Study, kind: str, rate: Callable[[Size], float]) -> list[Cell]:
     """The cells of one part of the study; `rate` says the learning rate of a size."""
     first, seeds = study.seeds[:1], study.seeds
 
-    def runs(part: str, seeds: Sequence[int], **length: float) -> list[Cell]:
+    def runs(part: str, seeds: Sequence[int], **length: Any) -> list[Cell]:
         sizes = study.of(part)
         return [Cell(kind=kind, size=s, learning_rate=rate(s), seed=seed, **length) for s in sizes for seed in seeds]
 

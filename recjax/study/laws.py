@@ -6,6 +6,7 @@ and exponent apart; `Law.values` gives the parameters of the formula back. Every
 z [n, i] -> [..., n]. Nothing here knows where the losses come from.
 
     power       E + (N0 / N)^a                              Zhang et al. 2024; Hoffmann et al. 2022
+    data        E + (D0 / U)^b                              the same in the number of different targets
     pure        (N0 / N)^a                                  Kaplan et al. 2020, eq. 1.1
     joint       E + A / N^a + B / D^b                       Hoffmann et al. 2022, eq. 2
     kaplan      ((Nc / N)^(aN / aD) + Dc / D)^aD            Kaplan et al. 2020, eq. 1.5
@@ -163,6 +164,13 @@ PURE = Law(
     log_loss=_pure,
     starts=_pure_starts,
     values=_pure_values,
+)
+DATA = dataclasses.replace(
+    POWER,
+    name="data",
+    inputs=("U",),
+    formula="E + (D0/U)^b",
+    values=lambda theta, centre: dict(zip(("E", "log10_D0", "b"), _power_values(theta, centre).values(), strict=True)),
 )
 JOINT = Law(
     name="joint",

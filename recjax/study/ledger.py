@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 CELLS = "cells.jsonl"
+# What a run is called in the part of the study that asks for it.
+_NAMES = ("label", "size", "arm", "budget")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,8 +103,9 @@ class Ledger:
 
 
 def digest(found: Iterable[Finished]) -> str:
-    """A hash of what is known of some finished cells, whatever their order."""
-    lines = sorted(json.dumps(dataclasses.asdict(one), sort_keys=True) for one in found)
+    """A hash of what is known of some finished cells, whatever their order and the names they go by."""
+    known = ({k: v for k, v in dataclasses.asdict(one).items() if k not in _NAMES} for one in found)
+    lines = sorted(json.dumps(one, sort_keys=True) for one in known)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from recjax.study.findings import Findings
@@ -36,7 +38,7 @@ def part_tables(study: Study, found: Findings) -> list[Table]:
     ]
 
 
-def _laws(title: str, draws: dict[str, Bootstrap]) -> Table:
+def _laws(title: str, draws: Mapping[str, Bootstrap]) -> Table:
     rows = [row for name, draw in draws.items() for row in law_rows(name, draw)]
     return Table(title=title, header=LAW_HEADER, rows=rows)
 

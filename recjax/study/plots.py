@@ -149,9 +149,8 @@ def _xy(found: Sequence[Finished], split: str) -> tuple[list[int], list[float]]:
 
 
 def _plain_ticks(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     axis.yaxis.set_major_locator(MaxNLocator(6))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
-    axis.yaxis.set_minor_locator(MaxNLocator(1))
-    axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axis.yaxis.set_minor_locator(NullLocator())

@@ -91,9 +91,13 @@ class Runner:
         return cells(self.study, kind, rate or self.rates())
 
     def finished(self, found: Sequence[Cell]) -> list[tuple[Cell, Finished]]:
-        """Those of the cells that are finished."""
+        """Those of the cells that are finished, under the names that the cells have."""
         known = [(cell, self.ledger.get(self.key(cell))) for cell in found]
-        return [(cell, one) for cell, one in known if one is not None]
+        return [
+            (cell, dataclasses.replace(one, size=cell.size.name, arm=cell.arm.name, budget=cell.budget))
+            for cell, one in known
+            if one is not None
+        ]
 
     def run(self, found: Sequence[Cell], *, predicted: bool = False) -> None:
         """Train what is not finished; raises `Interrupted` when told to stop.

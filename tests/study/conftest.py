@@ -17,11 +17,9 @@ from recjax.study import grid
 include 'configs/recipe/scaling_law/1_train.gin'
 include 'configs/run/tiny.gin'
 
-MESH = 'data=1'
-
 grid.Study.recipe = @recipe.Recipe()
-grid.Study.sizes = [('a', 1, 8, 1), ('b', 1, 16, 1), ('c', 2, 16, 2)]
-grid.Study.held_out = [('d', 4, 16, 2)]
+grid.Study.sizes = [('a', 1, 8, 1), ('b', 1, 16, 1), ('c', 1, 24, 1)]
+grid.Study.held_out = [('d', 1, 32, 1)]
 grid.Study.learning_rates = [1e-2]
 grid.Study.sweep_passes = 0.25
 grid.Study.passes = 0.5

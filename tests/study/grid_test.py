@@ -68,7 +68,7 @@ def test_mistakes_are_told(make_runner: Callable[..., Any], tmp_path: Path) -> N
     for binding, said in {
         "SEED=1": "SEED is set for every cell by the grid",
         "grid.Study.sizes=[]": "a study needs sizes",
-        "grid.Study.held_out=[('d', 1, 8, 1)]": "d has N = 768, and 6,144 is fitted",
+        "grid.Study.held_out=[('d', 1, 8, 1)]": "d has N = 768, and 6,912 is fitted",
         "grid.Study.shapes=[('a', 2, 8, 1)]": "two sizes are called a",
         "grid.Study.twice=['z']": "no size 'z'",
         "grid.Study.user_fractions=[1.5]": "user_fractions",
@@ -99,8 +99,8 @@ def test_each_size_takes_the_best_rate_of_its_sweep(
     rates = Rates(study, sweeps_of(sweep))
     assert {name: rates(study.of("sizes")[at]) for at, name in enumerate("abc")} == best
     assert rates.is_at_the_edge("a") and not rates.is_at_the_edge("b")
-    # In powers of two N is 0, 2, 3 above that of a; the line through the rates 3, 1, 1 is at 0 for d and 2.1 between.
-    assert rates(Size("d", 4, 16, 2)) == 0.001 and rates(Size("between", 2, 8, 1)) == 0.004
+    # In powers of two N is 0, 2, 3.2 above that of a; the line through the rates 3, 1, 1 is at .2 for d, 2.1 between.
+    assert rates(Size("d", 1, 32, 1)) == 0.001 and rates(Size("between", 2, 8, 1)) == 0.004
     assert Rates(study, {})(Size("d", 4, 16, 2)) == 0.001
 
 
