@@ -5,8 +5,8 @@
 RUNS/in_NAME is a run of preprec/3_in_domain on the log NAME and RUNS/sas_NAME one of preprec/2_sasrec; every in_NAME is
 also tried on all other targets. Bindings (--bind preprec.PrepRec.gap=...) are for all PrepRec rows, whose runs are then
 better kept as RUNS/KIND_NAME (--kind). Popularity rows rank by the very tables that the model reads, at its periods.
-Rows of RUNS/VARIANT_NAME (other settings, kept in their config.gin) are added by --variants VARIANT,... Prints a table
-and writes RUNS/transfer-NAME.json.
+Runs RUNS/VARIANT_NAME (other settings, kept in their config.gin) are tried as well with --variants VARIANT,... Prints a
+table and writes RUNS/transfer-NAME.json.
 """
 
 from __future__ import annotations
@@ -51,6 +51,13 @@ class InPeriod(Module):
         period, table = (coarse, tables.coarse) if self.of == "coarse" else (fine, tables.fine)
         score = _columns(table, period - 1).T
         return {"query": jnp.ones((*batch["query_at"].shape, 1)), "table": score[..., None]}
+
+
+class Mixture(Blend):
+    """A mixture of models of two configurations, of which gin knows one at a time: neither can be made anew."""
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        return {}
 
 
 def recipe_of(stage: str, data: str, users: int | None, *bindings: str) -> Recipe:
@@ -99,14 +106,17 @@ class Bench:
         run = load(others, self.runs / f"{self.kind}_{self.name}")
         self.add("PrepRec in domain, all events", run.assembly.evaluator("test")(run.params))
 
-    def variant(self, name: str) -> None:
-        folder = self.runs / f"{name}_{self.name}"
-        if not folder.is_dir():
-            return
-        recipe = command.load(Flags(gin_files=(str(folder / command.CONFIG),), bindings=()))[0]
-        recipe = dataclasses.replace(recipe, evaluation=self.recipe.evaluation)
-        run = load(recipe, folder)
-        self.add(f"PrepRec in domain, {name}", run.assembly.evaluator("test")(run.params))
+    def variant(self, name: str, sources: list[str]) -> None:
+        """Rows of models with other settings, of this log and of others."""
+        for source in dict.fromkeys([self.name, *sources]):
+            folder = self.runs / f"{name}_{source}"
+            if not (folder / "checkpoints").is_dir():
+                continue
+            flags = Flags(gin_files=(str(folder / command.CONFIG),), bindings=(f"DATA_DIR={self.data!r}",))
+            recipe = dataclasses.replace(command.load(flags)[0], evaluation=self.recipe.evaluation)
+            run = load(recipe, folder)
+            where = "in domain" if source == self.name else f"from {source}"
+            self.add(f"PrepRec {where}, {name}", run.assembly.evaluator("test")(run.params))
 
     def popularity(self) -> None:
         for name, of, dynamics in (
@@ -129,7 +139,7 @@ class Bench:
         self.add("SASRec in domain (no target time)", sasrec.assembly.evaluator("test")(sasrec.params))
         if not mixed:
             return
-        blend: Any = Blend(self.home.assembly.model, sasrec.assembly.model, self.home.assembly.vocab.valid)
+        blend: Any = Mixture(self.home.assembly.model, sasrec.assembly.model, self.home.assembly.vocab.valid)
 
         few = dataclasses.replace(self.recipe.evaluation, max_users=1000)
         valid = evaluator_of(self.home, "valid", blend, dataclasses.replace(self.recipe, evaluation=few))
@@ -176,10 +186,11 @@ def main() -> None:
         bench = Bench(name, data, args.runs, args.users, args.kind, args.bind)
         if "popularity" in rows:
             bench.popularity()
+        sources = args.sources.split(",") if args.sources else list(targets)
         if "zero_shot" in rows:
-            bench.zero_shot([s for s in (args.sources.split(",") if args.sources else targets) if s])
+            bench.zero_shot(sources)
         for variant in filter(None, args.variants.split(",")):
-            bench.variant(variant)
+            bench.variant(variant, sources)
         if "sasrec" in rows or "mixture" in rows:
             bench.ids(mixed="mixture" in rows)
         found = bench.report()

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax.core.module import Functional, Params
+from recjax.ranking import queries_of
 
 _SMALLEST = 1e-12
 
@@ -49,8 +50,7 @@ class Blend:
         shares = (params["alpha"], 1 - params["alpha"])
         for name, model, share in zip(("first", "second"), self.models, shares, strict=True):
             out = model.apply(params[name], batch, train=train, key=key)
-            query = jnp.take_along_axis(out["hidden"], jnp.maximum(at, 0)[..., None], axis=1)
-            query, table = query.reshape(-1, query.shape[-1]), out["table"]
+            query, table = queries_of(out, batch), out["table"]
             scores = jnp.einsum("bd,vd->bv" if table.ndim == 2 else "bd,bvd->bv", query, table)
             spread = jnp.std(scores, axis=1, where=self.valid[None])
             parts.append(share * query / jnp.maximum(spread, _SMALLEST)[:, None])
