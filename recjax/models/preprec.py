@@ -39,9 +39,23 @@ class Tables(NamedTuple):
 
     @classmethod
     def of(cls, batch: dict[str, Any]) -> "Tables":
-        """The facts of a batch."""
-        names = ("coarse", "fine", "popularity_origin", "coarse_seconds", "fine_seconds")
-        return cls(*(batch[f"item/{name}"] for name in names))
+        """The facts of a batch; raises `ConfigError` where there are none, or where no time is told to use them at."""
+        names = [f"item/{name}" for name in ("coarse", "fine", "popularity_origin", "coarse_seconds", "fine_seconds")]
+        if not all(name in batch for name in names):
+            raise ConfigError(
+                "PrepRec knows nothing of how popular items are",
+                where="Recipe.facts",
+                expected="popularity.Dynamics",
+                mend="recipe.Recipe.facts = [@popularity.Dynamics()]",
+            )
+        if "query_time" not in batch:
+            raise ConfigError(
+                "PrepRec is not told when the next item is asked for",
+                where="Feed.times",
+                expected="'target'",
+                mend="pipeline.Feed.times = 'target'",
+            )
+        return cls(*(batch[name] for name in names))
 
     def periods(self, times: Int[Array, "*n"]) -> tuple[Int[Array, "*n"], Int[Array, "*n"]]:
         """The coarse and the fine period of each time. Differences of 32-bit times are right beyond 2038 too."""
@@ -58,8 +72,9 @@ class PrepRec(Module):
 
     Beside its place, counted from the "start" or from the "end" of the window, each event has the rank of a gap as a
     sinusoid: of the time since the event "before" it or of that until the query "after" it. `gap_rank` "window" ranks
-    it among the gaps of the whole window (the published choice, in which an event knows whether later gaps are
-    longer), "past" among those up to the event, and "none" leaves it out. `num_rows` is not used.
+    it among the gaps of the whole window, "past" among those up to the event, and "none" leaves it out. "end" and
+    "window" are the published choices: in training an event then knows how many events follow it in its window, and
+    how their gaps compare to its own. `num_rows` is not used.
     """
 
     def __init__(
@@ -111,8 +126,8 @@ class PrepRec(Module):
         the facts, and no target.
         """
         ids, positions, segments = batch["history_ids"], batch["positions"], batch["segment_ids"]
-        times, query_times = batch["history_time"], batch["query_time"]
         tables = Tables.of(batch)
+        times, query_times = batch["history_time"], batch["query_time"]
         x = self.vectors(tables, ids[..., None], times)[:, :, 0]
         places = positions if self.count_from == "start" else from_end(segments)
         x = x + sinusoid(places, self.config.width)
