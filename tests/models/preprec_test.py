@@ -258,6 +258,14 @@ def test_one_horizon_alone(bins: dict[str, Any]) -> None:
     assert np.ptp(scores(a_batch([HISTORY]), facts(*a_log()), model, params)[0, 2 : 2 + ITEMS]) > 1e-3
 
 
+def test_what_is_missing_from_the_recipe_is_told() -> None:
+    batch, known = a_batch([HISTORY]), facts(*a_log())
+    with pytest.raises(ConfigError, match="popularity.Dynamics"):
+        scores(batch, {})
+    with pytest.raises(ConfigError, match="Feed.times"):
+        scores({name: x for name, x in batch.items() if name != "query_time"}, known)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
