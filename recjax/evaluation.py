@@ -80,7 +80,8 @@ class Evaluator:
         if model is not None:
             module = model.bind(jax.eval_shape(model.init, jax.random.key(0)))
             self._packs = getattr(module, "packs", False)
-            self._step = make_step(model, k=config.k[-1], block=config.block, temperature=temperature)
+            k, block, packs = config.k[-1], config.block, self._packs
+            self._step = make_step(model, k=k, block=block, temperature=temperature, in_parts=packs)
         self._look()
 
     def _look(self) -> None:

@@ -15,11 +15,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from recjax.baselines.harness import Ranked
+from recjax.core import sharding
 from recjax.core.errors import TrainingError
 from recjax.core.module import Functional, Params
 from recjax.core.rows import take_rows
 from recjax.index.exact import rank_among, rank_and_top_k, top_k
 from recjax.index.scoring import LOWEST, log_partition
+
+# Slots of a batch that go through a model together, on a CPU.
+SLOTS = 3200
+_BY_ROW = ("history_ids", "history_time", "query_time", "positions", "segment_ids", "query_at")
 
 
 class Outputs(NamedTuple):
@@ -46,15 +51,54 @@ def queries_of(out: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> jax.Ar
     return query.reshape(-1, query.shape[-1])
 
 
-def make_step(model: Functional, *, k: int, block: int, temperature: float) -> Step:
-    """(params, batch, valid) -> `Outputs` for the queries of the batch.
+def encode(
+    model: Functional, params: Params, batch: Mapping[str, jax.Array], *, in_parts: bool
+) -> tuple[jax.Array, jax.Array]:
+    """The queries of the batch, as `queries_of`, and the table they are scored against.
+
+    `in_parts` runs a model that treats every row by itself over a few rows at a time where that is faster: on a CPU,
+    whose caches then hold what one block of the model hands to the next.
+    """
+    inputs = {name: batch[name] for name in _BY_ROW if name in batch}
+    rows, length = batch["history_ids"].shape
+    mesh = sharding.active()
+    devices = mesh.size_of("batch") if mesh else 1
+    size = _rows_at_once(rows // devices, length) if in_parts and sharding.platform() == "cpu" else rows // devices
+    steps = rows // devices // size
+    if steps == 1:
+        out = model.apply(params, batch, train=False, key=None)
+        return queries_of(out, batch), out["table"]
+
+    def cut(x: jax.Array) -> jax.Array:  # [steps, rows of a step, ...], a step having as many rows of every device
+        x = x.reshape(devices, steps, size, *x.shape[1:]).swapaxes(0, 1).reshape(steps, -1, *x.shape[1:])
+        return sharding.constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+
+    def part(inputs: dict[str, jax.Array]) -> jax.Array:
+        return queries_of(model.apply(params, inputs, train=False, key=None), inputs)
+
+    cuts = {name: cut(x) for name, x in inputs.items()}
+    queries = jax.lax.map(part, cuts)
+    width = queries.shape[-1]
+    queries = queries.reshape(steps, devices, -1, width).swapaxes(0, 1).reshape(-1, width)
+    first = {name: x[0] for name, x in cuts.items()}
+    table = model.apply(params, first, train=False, key=None)["table"]  # all else of this call is never computed
+    return sharding.constrain(queries, "batch", None), table
+
+
+def _rows_at_once(rows: int, length: int) -> int:
+    """The largest part of `rows` with few enough slots."""
+    return max(size for size in range(1, rows + 1) if rows % size == 0 and (size == 1 or size * length <= SLOTS))
+
+
+def make_step(model: Functional, *, k: int, block: int, temperature: float, in_parts: bool) -> Step:
+    """(params, batch, valid) -> `Outputs` for the queries of the batch; see `encode` for `in_parts`.
 
     The likelihood is that of a softmax over all valid items, none removed, of scores divided by `temperature`.
     """
 
     def step(params: Params, batch: Mapping[str, jax.Array], valid: jax.Array) -> Outputs:
-        out = model.apply(params, batch, train=False, key=None)
-        query, table, label = queries_of(out, batch), out["table"], batch["label_ids"]
+        query, table = encode(model, params, batch, in_parts=in_parts)
+        label = batch["label_ids"]
         found = rank_and_top_k(query, table, label, k, valid=valid, exclude_ids=batch["seen_ids"], block=block)
         partition = log_partition(query / temperature, table, valid=valid, block=block)
         among = batch.get("candidate_ids")

@@ -183,7 +183,8 @@ def test_padding_of_a_whole_batch_is_cut_off(examples, model, params, monkeypatc
     np.testing.assert_array_equal(evaluator(params).rank, brute_force(params, "removed")[0])
 
 
-def test_users_packed_into_rows_are_ranked_as_in_rows_of_their_own(examples):
+def test_users_packed_into_rows_are_ranked_as_in_rows_of_their_own(examples, monkeypatch):
+    monkeypatch.setattr("recjax.ranking.SLOTS", 16)  # a batch goes through the model two rows at a time
     encoder = TransformerConfig(width=16, num_heads=2, num_layers=2)
     model = Functional(
         lambda rngs: Sequence(num_rows=examples.vocab.num_rows, max_length=8, encoder=encoder, rngs=rngs)

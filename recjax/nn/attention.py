@@ -67,23 +67,13 @@ def attend(
     return out.transpose(0, 3, 1, 2, 4).reshape(b, length, heads, width)
 
 
-def attend_at(
-    q: Float[Array, "b q h k"],
-    k: Float[Array, "b l g k"],
-    v: Float[Array, "b l g k"],
-    segments: Int[Array, "b l"],
-    at: Int[Array, "b q"],
-    *,
-    causal: bool = True,
-) -> Float[Array, "b q h k"]:
-    """`attend` for the queries of a few slots `at` only; where only they are wanted, the rest need not be made."""
-    b, count, heads, width = q.shape
-    q = (q * jnp.asarray(width**-0.5, q.dtype)).reshape(b, count, k.shape[2], -1, width)
-    scores = product("bqgrk,bsgk->bgrqs", q, k)
-    place = jnp.arange(k.shape[1])[None]
+def weights_at(
+    scores: Float[Array, "b h q l"], segments: Int[Array, "b l"], at: Int[Array, "b q"], *, causal: bool = True
+) -> Float[Array, "b h q l"]:
+    """Attention weights of the queries of a few slots `at`: the softmax over the keys that each of them may see."""
+    place = jnp.arange(scores.shape[-1])[None]
     mask = allowed(at, place, jnp.take_along_axis(segments, at, axis=1), segments, causal=causal)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, NEGATIVE), axis=-1).astype(v.dtype)
-    return product("bgrqs,bsgk->bqgrk", weights, v).astype(v.dtype).reshape(b, count, heads, width)
+    return jax.nn.softmax(jnp.where(mask[:, None], scores, NEGATIVE), axis=-1)
 
 
 def attend_dense(

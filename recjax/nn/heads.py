@@ -13,14 +13,14 @@ from jaxtyping import Array, Float, Int
 
 from recjax.core.module import Module, Rngs, param
 from recjax.core.sharding import active, constrain
-from recjax.nn.attention import attend, attend_at, attend_library
+from recjax.nn.attention import attend, attend_library, product, weights_at
 from recjax.nn.config import TransformerConfig, initializers
 from recjax.nn.dropout import dropout
 from recjax.nn.layout import Layout
 from recjax.nn.linear import linear
 from recjax.nn.norm import Norm
-from recjax.nn.pointwise import attend_pointwise
-from recjax.nn.relative import NUM_BUCKETS, by_distance
+from recjax.nn.pointwise import attend_pointwise, attend_pointwise_at
+from recjax.nn.relative import NUM_BUCKETS, by_bucket, by_distance
 from recjax.nn.rotary import rotary
 
 _AXES = ("embed", "heads", "head_dim")
@@ -65,16 +65,34 @@ class SoftmaxAttention(Module):
     def at(
         self, x: Float[Array, "b l d"], layout: Layout, buckets: None, slots: Int[Array, "b q"]
     ) -> Float[Array, "b q d"]:
-        """What calling it gives at some slots, without dropout and without making the rest."""
+        """What calling it gives at some slots, without dropout and without making the rest.
+
+        Few queries: their scores q . (x W_k) are (q W_k^T) . x, and a mean of values is the value of a mean, so neither
+        keys nor values are made. (The bias of the keys adds the same to all scores of a query. Keys that are turned by
+        their position have to be made.)
+        """
         c = self.config
-        biases = (self.query_bias, self.key_bias, self.value_bias) if c.bias else (None,) * 3
-        query, key, value = zip((self.query[...], self.key[...], self.value[...]), biases, strict=True)
-        k, v = _project(x, [key[0], value[0]], [b[...] for b in (key[1], value[1]) if b is not None])
-        [q] = _project(take_slots(x, slots), [query[0]], [query[1][...]] if query[1] is not None else [])
+        count, groups = slots.shape[1], c.kv_heads
+        biases = [self.query_bias[...]] if c.bias else []
+        [q] = _project(take_slots(x, slots), [self.query[...]], biases)
         if "rotary" in c.position:
-            place = jnp.take_along_axis(layout.positions, slots, axis=1)
-            q, k = rotary(q, place), rotary(k, layout.positions)
-        out = attend_at(q, k, v, layout.segments, slots, causal=c.causal).reshape(*slots.shape, -1)
+            q = rotary(q, jnp.take_along_axis(layout.positions, slots, axis=1))
+        q = (q * jnp.asarray(c.head_width**-0.5, q.dtype)).reshape(
+            -1, count, groups, c.num_heads // groups, c.head_width
+        )
+        if "rotary" in c.position:
+            [k] = _project(x, [self.key[...]], [self.key_bias[...]] if c.bias else [])
+            scores = product("bqgrk,bsgk->bgrqs", q, rotary(k, layout.positions))
+        else:
+            turned = product("bqgrk,dgk->bqgrd", q, self.key[...].astype(x.dtype)).astype(x.dtype)
+            scores = product("bqgrd,bsd->bgrqs", turned, x)
+        flat = scores.reshape(len(x), c.num_heads, count, -1)
+        weights = weights_at(flat, layout.segments, slots, causal=c.causal).astype(x.dtype).reshape(scores.shape)
+        mixed = product("bgrqs,bsd->bqgrd", weights, x).astype(x.dtype)
+        out = product("bqgrd,dgk->bqgrk", mixed, self.value[...].astype(x.dtype))
+        if c.bias:
+            out = out + self.value_bias[...][None, None, :, None]
+        out = out.astype(x.dtype).reshape(*slots.shape, -1)
         return linear(out, self.out[...].reshape(-1, c.width), self.out_bias[...] if c.bias else None)
 
 
@@ -118,18 +136,34 @@ class PointwiseAttention(Module):
             time_bias=None if self.time_bias is None else self.time_bias[...],
             buckets=buckets,
         )
-        flat = (*x.shape[:2], c.num_heads * c.head_width)
-        gated = self.out_norm(mixed.reshape(flat)) * u.reshape(flat)
-        if key is not None:
-            gated = dropout(gated, rate, key)
-        bias = None if self.out_bias is None else self.out_bias[...]
-        return linear(gated, self.out[...].reshape(-1, c.width), bias)
+        return self._close(mixed, u, rate, key)
 
     def at(
         self, x: Float[Array, "b l d"], layout: Layout, buckets: Int[Array, "b l l"] | None, slots: Int[Array, "b q"]
     ) -> Float[Array, "b q d"]:
-        """What calling it gives at some slots, without dropout."""
-        return take_slots(self(x, layout, buckets, 0.0, None), slots)
+        """What calling it gives at some slots, without dropout and without making the rest."""
+        c = self.config
+        v, k = _project(x, [self.value[...], self.key[...]], [], act=jax.nn.silu)
+        u, q = _project(take_slots(x, slots), [self.gate[...], self.query[...]], [], act=jax.nn.silu)
+        if "rotary" in c.position:
+            place = jnp.take_along_axis(layout.positions, slots, axis=1)
+            q, k = rotary(q, place), rotary(k, layout.positions)
+        bias = jnp.zeros((), jnp.float32)
+        if self.position_bias is not None:
+            bias = jnp.take(by_distance(self.position_bias[...], x.shape[1]), slots, axis=0)
+        if self.time_bias is not None and buckets is not None:
+            bias = bias + by_bucket(self.time_bias[...], jnp.take_along_axis(buckets, slots[..., None], axis=1))
+        mixed = attend_pointwise_at(q, k, v, layout.segments, slots, bias, length=c.max_length)
+        return self._close(mixed, u, 0.0, None)
+
+    def _close(self, mixed: jax.Array, u: jax.Array, rate: Any, key: Any) -> jax.Array:
+        """From heads back to the stream."""
+        flat = (*mixed.shape[:2], mixed.shape[2] * mixed.shape[3])
+        gated = self.out_norm(mixed.reshape(flat)) * u.reshape(flat)
+        if key is not None:
+            gated = dropout(gated, rate, key)
+        bias = None if self.out_bias is None else self.out_bias[...]
+        return linear(gated, self.out[...].reshape(-1, self.config.width), bias)
 
 
 def take_slots(x: Float[Array, "b l d"], slots: Int[Array, "b q"]) -> Float[Array, "b q d"]:
