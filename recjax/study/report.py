@@ -24,6 +24,10 @@ from recjax.study.verdict import verdict
 from recjax.tables import Table, number
 
 REPORT, NUMBERS = "report.md", "study.json"
+_SIMULATED = (
+    "> **Simulated data.** The numbers below show that the study works on a built-in world; they are no results on "
+    "real data and do not compare with published ones."
+)
 
 
 def write_report(runner: Runner, found: Findings, words: Sequence[str] = ()) -> Path:
@@ -34,6 +38,7 @@ def write_report(runner: Runner, found: Findings, words: Sequence[str] = ()) -> 
     said = verdict(study, found)
     sections = [
         f"# Scaling study: {study.recipe.name}",
+        _SIMULATED if is_simulated(study) else "",
         _what_was_run(study, found, words),
         "## Verdict\n\n" + "\n".join(f"- {line}" for line in said),
     ]
@@ -80,11 +85,17 @@ def laws_table(found: Findings) -> Table:
     return Table(title="Loss and size: the fitted laws", header=LAW_HEADER, rows=rows)
 
 
+def is_simulated(study: Study) -> bool:
+    """Whether the data are those of the built-in world."""
+    return any(not task.data.path for task in study.recipe.mixture.tasks)
+
+
 def _what_was_run(study: Study, found: Findings, words: Sequence[str]) -> str:
     cells = {one.key: one for one in [*found.scale, *found.held_out, *found.data, *found.repeated, *found.shapes]}
     seconds = sum(one.seconds for one in cells.values())
     rows = [
         ["command", f"`{shlex.join(words)}`" if words else "-"],
+        ["data", ", ".join(task.data.path or "the simulated world" for task in study.recipe.mixture.tasks)],
         ["passes over the data", f"{study.passes:g} (sweep: {study.sweep_passes:g})"],
         ["seeds", ", ".join(map(str, study.seeds))],
         ["learning rates tried", ", ".join(f"{lr:g}" for lr in study.learning_rates)],

@@ -37,6 +37,7 @@ from recjax.trained import load
 
 ROOT = "grid.Study"
 _CELLS, _LOCK = "cells", ".lock"
+_WARM_UP = 4  # a run is at least so many times as long as its warm-up
 _BLOCK = re.compile(r"^# Parameters for ", re.MULTILINE)
 
 
@@ -125,9 +126,13 @@ class Runner:
         return assembly, count.count(assembly, cell)
 
     def _recipe(self, cell: Cell, *, steps: int, every: int) -> tuple[Recipe, config.Snapshot]:
+        """The cell's recipe for so many steps, a quarter of which at most are warm-up."""
         bindings = (*self.flags.bindings, *cell.bindings(), f"TRAIN_STEPS={steps}", f"recipe.Recipe.eval_every={every}")
-        study, _ = build(dataclasses.replace(self.flags, bindings=bindings))
-        return study.recipe, config.snapshot()
+        recipe = build(dataclasses.replace(self.flags, bindings=bindings))[0].recipe
+        if _WARM_UP * recipe.optimizer.schedule.warmup_steps > steps:
+            bindings = (*bindings, f"schedules.Schedule.warmup_steps={steps // _WARM_UP}")
+            recipe = build(dataclasses.replace(self.flags, bindings=bindings))[0].recipe
+        return recipe, config.snapshot()
 
     def _train(self, cell: Cell) -> Finished:
         started, folder = time.perf_counter(), self.folder(cell)

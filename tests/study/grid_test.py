@@ -33,6 +33,8 @@ def test_every_study_that_is_shipped_can_be_built(path: Path, tmp_path: Path) ->
         assert recipe.feed.user_fraction == cell.user_fraction
         assert recipe.optimizer.learning_rate == cell.learning_rate
         assert f"TransformerConfig.width = {cell.size.width}" in snapshot.config
+    short, _ = runner._recipe(some[0], steps=50, every=3)
+    assert recipe.optimizer.schedule.warmup_steps == 100 and short.optimizer.schedule.warmup_steps == 12
     shapes = study.of("shapes")
     if shapes:
         n, aspect = [s.parameters for s in shapes], [s.aspect for s in shapes]

@@ -102,6 +102,7 @@ def test_every_part_of_a_study_comes_into_the_report(
     report = run_study("all", runner.flags, tmp_path, words=["recjax", "study"])
     assert report is not None
     text, found = report.read_text(), find(runner)
+    assert "> **Simulated data.**" in text
     for title in ("Learning rate by size", "Sizes", "Loss and size", "Predicted before", "Loss and data", "Repetition"):
         assert f"## {title}" in text
     assert "## Shape: N within 0.0%, width over layers over 64x" in text
