@@ -41,6 +41,24 @@ def attend_pointwise(
     return (out.transpose(0, 2, 1, 3) * np.float32(1 / length)).astype(v.dtype)
 
 
+def attend_pointwise_at(
+    q: Float[Array, "b q h k"],
+    k: Float[Array, "b l h k"],
+    v: Float[Array, "b l h m"],
+    segments: Int[Array, "b l"],
+    at: Int[Array, "b q"],
+    bias: Float[Array, "..."],
+    *,
+    length: int,
+) -> Float[Array, "b q h m"]:
+    """`attend_pointwise` for the queries of a few slots `at`; `bias` [b, q, l] or [] is all that is added to scores."""
+    place = jnp.arange(k.shape[1])[None]
+    scores = product("bqhk,bshk->bhqs", q, k) + (bias[:, None] if bias.ndim else bias)
+    mask = allowed(at, place, jnp.take_along_axis(segments, at, axis=1), segments)
+    weights = jax.nn.silu(jnp.where(mask[:, None], scores, NEGATIVE)).astype(v.dtype)
+    return (product("bhqs,bshm->bqhm", weights, v) * np.float32(1 / length)).astype(v.dtype)
+
+
 def attend_pointwise_dense(
     q: Float[Array, "b l h k"],
     k: Float[Array, "b l h k"],

@@ -132,6 +132,15 @@ def test_bfloat16_computes_close_to_float32() -> None:
     np.testing.assert_allclose(got.astype(jnp.float32), _apply(TINY, params, x, layout), atol=0.2)
 
 
+@pytest.mark.parametrize("position", ["none", "rotary"])
+def test_a_few_slots_are_what_they_are_among_all(position: str) -> None:
+    config = dataclasses.replace(TINY, position=position)
+    _, params, x, layout = _model(config)
+    slots = jnp.tile(jnp.asarray([[3, 5, 0]], jnp.int32), (ROWS, 1))
+    got = _apply(config, params, x, layout, query_at=slots)
+    np.testing.assert_allclose(got, _apply(config, params, x, layout)[:, [3, 5, 0]], rtol=1e-4, atol=1e-5)
+
+
 def test_dropout_is_of_what_is_added() -> None:
     config = dataclasses.replace(TINY, dropout=0.5)
     _, params, x, layout = _model(config)
