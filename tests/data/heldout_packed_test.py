@@ -94,7 +94,5 @@ def test_short_histories_make_short_rows():
 
 def test_shapes_are_few():
     source = source_of(users=3000)
-    shapes = {
-        tuple(v.shape for v in batch.values()) for batch in packed_batches(source, users=64, row_length=LENGTH)
-    }
+    shapes = {tuple(v.shape for v in batch.values()) for batch in packed_batches(source, users=64, row_length=LENGTH)}
     assert len(shapes) <= 9
