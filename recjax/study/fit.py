@@ -23,7 +23,7 @@ from recjax.study.laws import Law
 DELTA = 1e-3
 COVERAGE = 0.9
 _STEP = 1e-5
-_FINALISTS = 3
+_FINALISTS = 2
 _FLAT = 1e-2  # an asymptote below this share of the smallest loss is none
 
 
@@ -110,9 +110,9 @@ def fit(law: Law, x: Any, loss: Any) -> Fit:
         return float(_huber(residual)), (slope[:, None] * jacobian).sum(axis=0) / DELTA**2
 
     starts = law.starts(z, loss)
-    starts, costs = _refine(law, starts, z, np.tile(log_loss, (len(starts), 1)), steps=20)
+    starts, costs = _refine(law, starts, z, np.tile(log_loss, (len(starts), 1)), steps=30)
     found = [
-        optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 50, "ftol": 1e-8})
+        optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 30, "ftol": 1e-8})
         for start in starts[np.argsort(costs, kind="stable")[:_FINALISTS]]
     ]
     best = min(found, key=lambda one: one.fun)
