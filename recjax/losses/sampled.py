@@ -127,7 +127,7 @@ class SampledObjective(Objective):
         hidden, table, targets = get(self.hidden), get(self.table), get(self.targets)
         rows, log_expected = (batch[f"drawn/{self.name}/{name}"] for name in ("rows", "log_expected"))
         hidden = hidden / self.temperature
-        if isinstance(table, jax.Array):
+        if not hasattr(table, "rows"):
             target_rows, table = take_rows(table, targets)
             negative_rows, _ = take_rows(table, rows, by_batch=self.share != "batch")
         else:
