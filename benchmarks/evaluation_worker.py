@@ -73,7 +73,7 @@ def recjax_side(args: argparse.Namespace) -> tuple[str, int, Callable[[], float]
     from recjax.nn.transformer import TransformerConfig
 
     users, items = histories(args.data)
-    vocab = ItemVocab(tuple(range(items)))
+    vocab = ItemVocab(tuple(map(str, range(items))))
     frame = pl.DataFrame({"row": np.arange(items) + FIRST_ITEM, "item_id": np.arange(items), "train_count": 1})
     fields = {"user_index": "int64", "items": "int32", "label": "int32", "train_events": "int32"}
     schema = [Field(name=name, dtype=dtype, rank=int(name == "items")) for name, dtype in fields.items()]

@@ -47,7 +47,10 @@ def batch():
     return out, at
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+HEAVY = ("one block", "library")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.heavy if n in HEAVY else ()) for n in CONFIGS])
 def test_a_few_slots_are_what_they_are_among_all(name):
     model = model_of(**CONFIGS[name])
     params = jax.tree.map(lambda x: x * 1.5 + 0.01, model.init(jax.random.key(0)))
