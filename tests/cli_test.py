@@ -153,7 +153,7 @@ def test_the_listing_has_every_stage_and_its_header(capsys: pytest.CaptureFixtur
     rows = json.loads(capsys.readouterr().out)
     root = Path(cli.__file__).parent.parent / "configs" / "recipe"
     assert sorted(row["file"] for row in rows) == sorted(
-        f"configs/recipe/{p.parent.name}/{p.name}" for p in root.glob("*/*.gin")
+        f"configs/recipe/{p.parent.name}/{p.name}" for p in root.glob("*/[0-9]*_*.gin")
     )
     assert listing.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
