@@ -130,9 +130,8 @@ def table(args: argparse.Namespace) -> None:
                 for name in ("milliseconds", "temporary", "peak")
             ]
             if len(kinds) > 1:
-                dense, sparse = found
-                both = dense is not None and sparse is not None
-                values.append(f"{dense['milliseconds'] / sparse['milliseconds']:.1f}" if both else "")
+                dense, sparse = (f["milliseconds"] if f else None for f in found)
+                values.append(f"{dense / sparse:.1f}" if dense and sparse else "")
             print(f"| {devices} | {rows:,} | " + " | ".join(values) + " |", flush=True)
 
 
