@@ -62,17 +62,25 @@ class TokenFlops:
 
 
 def per_token(
-    *, parameters: int, layers: int, length: int, width: int, rows: int, is_causal_halved: bool = False
+    *,
+    parameters: int,
+    layers: int,
+    length: int,
+    width: int,
+    rows: int,
+    row_width: int | None = None,
+    is_causal_halved: bool = False,
 ) -> TokenFlops:
     """The formula at the top: `parameters` N of the blocks, `layers` n, `length` L, `width` d, `rows` V.
 
-    `width` is that of the heads together. For a softmax over drawn negatives, `rows` is how many are scored.
+    `width` is that of the heads together and `row_width` that of a catalogue row, where it is another. For a softmax
+    over drawn negatives, `rows` is how many are scored.
     """
     attention = 12 * layers * length * width
     return TokenFlops(
         weights=6 * parameters,
         attention=attention * (length + 1) / (2 * length) if is_causal_halved else attention,
-        softmax=6 * width * rows,
+        softmax=6 * (width if row_width is None else row_width) * rows,
     )
 
 

@@ -28,7 +28,7 @@ from recjax.core.state import TrainState, by_path, from_paths
 
 KINDS = ("adam", "adamw", "sgd", "adagrad", "rowwise_adagrad", "rowwise_adam")
 # Norms, biases and embeddings, by the names that recjax.nn gives them.
-NO_DECAY = (r"norm", r"bias$", r"(^|/)(table|head|position)$")
+NO_DECAY = (r"norm", r"bias$", r"(^|/)(table|head|position|mask)$")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

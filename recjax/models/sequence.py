@@ -121,6 +121,7 @@ class Sequence(Module):
             length=length,
             width=width,
             rows=self.table.shape[0],
+            row_width=self.table.shape[1],
         )
 
 

@@ -48,6 +48,8 @@ def test_the_formula_counts_the_products_of_a_transformer_forward_and_backward()
     assert size == 12 * n * d * d
     assert cost.total * length == counted
     assert cost.backbone == 6 * size + 12 * n * length * d and cost.total - cost.backbone == 6 * d * rows
+    narrow = flops.per_token(parameters=size, layers=n, length=length, width=d, rows=rows, row_width=d // 2)
+    assert (narrow.softmax, narrow.backbone) == (cost.softmax / 2, cost.backbone)
     halved = flops.per_token(parameters=size, layers=n, length=length, width=d, rows=rows, is_causal_halved=True)
     pairs = sum(i + 1 for i in range(length))
     assert halved.attention * length == 12 * n * d * pairs
