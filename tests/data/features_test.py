@@ -40,7 +40,7 @@ def test_title_vectors_keep_inner_products_and_put_like_beside_like() -> None:
     near = got @ got.T
     assert near[0, 1] > near[0, 3] and near[3, 4] > near[3, 0]
     np.testing.assert_array_equal(got, title_vectors(TITLES, 5, (3, 5), 1))
-    assert not title_vectors(TITLES, 9, (3, 5), 1)[:, 5:].any()
+    assert not title_vectors(TITLES, 9, (3, 5), 1)[:, 6:].any()
 
 
 def test_standardised_columns() -> None:
