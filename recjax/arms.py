@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from recjax.metrics.bootstrap import intervals
-from recjax.metrics.topk import per_user
 from recjax.results import SAME, Result
+from recjax.slices import Group
 from recjax.tables import Table, number, signed
 
 MODEL = "model"
@@ -47,8 +47,21 @@ class Arm:
 
     def users(self, seeds: Sequence[int]) -> dict[str, np.ndarray]:
         """Metrics of each user, averaged over seeds; users in order of their number."""
-        found = [per_user(self.results[s].systems[MODEL].rank, self.results[s].ks) for s in seeds]
-        return {name: np.mean([f[name] for f in found], axis=0) for name in found[0]}
+        return _mean([self.results[s].systems[MODEL].per_user(self.results[s].ks) for s in seeds])
+
+    def hard_groups(self, seeds: Sequence[int]) -> dict[tuple[str, str], tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """(task, group) -> users and their metrics averaged over seeds, for groups of the same users in all seeds."""
+        found: dict[tuple[str, str], list[Group]] = {}
+        for seed in seeds:
+            for task, part in self.results[seed].hard.items():
+                for name, group in part.groups.items():
+                    if MODEL in group.values:
+                        found.setdefault((task, name), []).append(group)
+        return {
+            key: (same[0].user_index, _mean([group.values[MODEL] for group in same]))
+            for key, same in found.items()
+            if len(same) == len(seeds) and all(np.array_equal(g.user_index, same[0].user_index) for g in same)
+        }
 
 
 def groups(arms: Sequence[Arm]) -> list[list[Arm]]:
@@ -78,21 +91,38 @@ def compare_arms(arms: Sequence[Arm], *, samples: int = 1000, seed: int = 0) -> 
             "per_seed": {str(s): dict(r.systems[MODEL].values) for s, r in arm.results.items()},
         }
         if arm is not first:
-            ours, theirs = arm.users(shared), first.users(shared)
-            names = [name for name in ours if name in theirs]
-            matrix = np.stack([ours[name] - theirs[name] for name in names], axis=1)
-            bounds = intervals(matrix, samples=samples, seed=seed)
-            row["difference"] = {name: dataclasses.asdict(b) for name, b in zip(names, bounds, strict=True)}
+            row["difference"] = _difference(arm.users(shared), first.users(shared), samples, seed)
+        row["hard"], theirs = {}, first.hard_groups(shared)
+        for (task, group), (users, values) in arm.hard_groups(shared).items():
+            part: dict[str, Any] = {"values": {name: float(v.mean()) for name, v in values.items() if len(v)}}
+            other = theirs.get((task, group))
+            if arm is not first and len(users) and other is not None and np.array_equal(users, other[0]):
+                part["difference"] = _difference(values, other[1], samples, seed)
+            row["hard"].setdefault(task, {})[group] = part
         rows[arm.name] = row
-    return {"target_time_used": first.knows_target_time, "first": first.name, "arms": rows}
+    shown = {task: list(part.shown) for task, part in next(iter(first.results.values())).hard.items()}
+    return {"target_time_used": first.knows_target_time, "first": first.name, "shown": shown, "arms": rows}
+
+
+def _mean(found: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.mean([f[name] for f in found], axis=0) for name in found[0]}
+
+
+def _difference(
+    ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], samples: int, seed: int
+) -> dict[str, Any]:
+    """Metric -> mean of ours - theirs over the same users, and its interval."""
+    names = [name for name in ours if name in theirs]
+    matrix = np.stack([ours[name] - theirs[name] for name in names], axis=1)
+    found = intervals(matrix, samples=samples, seed=seed)
+    return {name: dataclasses.asdict(interval) for name, interval in zip(names, found, strict=True)}
 
 
 def arms_table(found: Mapping[str, Any], k: int = 10) -> Table:
     """One row for each arm: metrics, their spread over seeds, differences to the first arm with intervals."""
     first = next(iter(found["arms"].values()))["values"]
     names = [name for name in (f"recall@{k}", f"ndcg@{k}", "mrr", "nll") if name in first]
-    differed = [f"recall@{k}", f"ndcg@{k}"]
-    rows = []
+    differed, rows = [f"recall@{k}", f"ndcg@{k}"], []
     for name, row in found["arms"].items():
         cells = [name]
         for metric in names:
@@ -100,9 +130,35 @@ def arms_table(found: Mapping[str, Any], k: int = 10) -> Table:
             spread = f" ±{number(float(np.std(seeds, ddof=1)))}" if len(seeds) > 1 else ""
             cells.append(number(row["values"][metric]) + spread)
         for metric in differed:
-            d = row.get("difference", {}).get(metric)
-            cells.append(f"{signed(d['mean'])} [{signed(d['low'])}, {signed(d['high'])}]" if d else "")
+            cells.append(_bounded(row.get("difference", {}).get(metric)))
         rows.append(cells)
     header = ["", *names, *(f"{metric} - {found['first']}" for metric in differed)]
     kind = "told the time of the target" if found["target_time_used"] else "without the time of the target"
     return Table(title=f"Arms ({kind})", header=header, rows=rows)
+
+
+def arms_hard_table(found: Mapping[str, Any]) -> Table:
+    """Every shown metric of every hard task and group down, the arms across: value, difference, interval."""
+    arms = found["arms"]
+    rows = []
+    for task, shown in found["shown"].items():
+        for group in arms[found["first"]]["hard"].get(task, {}):
+            parts = [row["hard"].get(task, {}).get(group, {}) for row in arms.values()]
+            for metric in shown:
+                cells = [
+                    f"{number(part['values'].get(metric))} {_bounded(part.get('difference', {}).get(metric))}".strip()
+                    if metric in part.get("values", {})
+                    else ""
+                    for part in parts
+                ]
+                if any(cells):
+                    rows.append([f"{task.replace('_', ' ')}, {group}: {metric}", *cells])
+    return Table(title="Hard tasks of the arms, with the difference to the first", header=["", *arms], rows=rows)
+
+
+def _bounded(difference: Mapping[str, float] | None) -> str:
+    """A difference and its interval."""
+    if not difference:
+        return ""
+    low, high = signed(difference["low"]), signed(difference["high"])
+    return f"{signed(difference['mean'])} [{low}, {high}]"

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recjax.arms import arms_table
+from recjax.arms import arms_hard_table, arms_table
 from recjax.plots import plot_buckets, plot_systems, plot_training
 from recjax.tables import (
     Table,
@@ -151,6 +151,8 @@ def _arms(report: Report) -> str:
         table = arms_table(group, main_cutoff(report.metrics))
         titles = "; ".join(f"{name}: {row['title']}" for name, row in group["arms"].items() if row["title"])
         parts += [f"**{table.title}**" + (f" ({titles})" if titles else ""), table.markdown()]
+        if (hard := arms_hard_table(group)).rows:
+            parts += [f"**{hard.title}**", hard.markdown()]
     if not parts:
         return ""
     parts.append(

@@ -204,8 +204,8 @@ def mean_of_seeds(metrics: Sequence[Mapping[str, Any]], seeds: Sequence[int]) ->
         for name in out["intervals"][_MODEL]:
             out["intervals"][_MODEL][name] = np.mean([m["intervals"][_MODEL][name] for m in metrics], axis=0).tolist()
         out["protocol"]["several_seeds"] = (
-            f"values of the model and bounds of their intervals are means over the seeds; buckets, samples and "
-            f"differences are of seed {seeds[0]}"
+            "values of the model and bounds of their intervals are means over the seeds; buckets, hard tasks, samples "
+            f"and differences are of seed {seeds[0]}"
         )
     return out
 

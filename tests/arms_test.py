@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from recjax import cli, run
-from recjax.arms import Arm, arms_table, compare_arms, groups
+from recjax.arms import Arm, arms_hard_table, arms_table, compare_arms, groups
 from recjax.core.errors import ConfigError
 from recjax.core.flags import Flags
 from recjax.list import read_header
 from recjax.metrics.topk import per_user
 from recjax.results import Result, System
+from recjax.slices import Group, Task
 
 KS = (5, 10)
 
@@ -53,6 +54,23 @@ def test_the_difference_is_that_of_the_means_over_shared_seeds() -> None:
     assert "difference" not in found["a"]
     table = arms_table(compare_arms([one, two]))
     assert [row[0] for row in table.rows] == ["a", "b"] and "without the time" in table.title
+
+
+def test_hard_tasks_are_compared_on_the_same_users_alone() -> None:
+    def with_task(users: list[int], *found: float) -> Result:
+        group = Group(user_index=np.array(users), values={"model": {"map": np.array(found)}})
+        tasks = {"future": Task(about="", groups={"period": group}, shown=("map",))}
+        return dataclasses.replace(result([0, 1, 2]), hard=tasks)
+
+    base = arm("a", with_task([0, 1, 2], 0.0, 0.5, 1.0), with_task([0, 1, 2], 0.5, 0.5, 0.5))
+    same = arm("b", with_task([0, 1, 2], 1.0, 1.0, 1.0), with_task([0, 1, 2], 1.0, 0.5, 1.0))
+    others = arm("c", with_task([0, 1, 7], 1.0, 1.0, 1.0), with_task([0, 1, 7], 1.0, 0.5, 1.0))
+    found = compare_arms([base, same, others])
+    part = {name: row["hard"]["future"]["period"] for name, row in found["arms"].items()}
+    assert part["b"]["difference"]["map"]["mean"] == pytest.approx(np.mean([0.75, 0.25, 0.25]))
+    assert "difference" not in part["a"] and "difference" not in part["c"]
+    [row] = arms_hard_table(found).rows
+    assert row[0] == "future, period: map" and row[1] == ".5000" and row[2].startswith(".9167 +.4167 [")
 
 
 def test_an_arm_against_itself_differs_by_nothing() -> None:
