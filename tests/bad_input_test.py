@@ -288,7 +288,7 @@ CASES = [
     of_gin("a macro is left unset", "include 'configs/run/train.gin'\nTRAIN_STEPS = 5\nBATCH_SIZE = 8\n",
            "not set: LEARNING_RATE", "train.gin:", "--gin.LEARNING_RATE=..."),
     of_gin("a gin file is not gin", "TRAIN_STEPS = \n", "own.gin:1", "expected:"),
-    of_setting("steps are negative", "--gin.TRAIN_STEPS=-3", "train_steps = -3", "at least 1"),
+    of_setting("steps are negative", "--gin.TRAIN_STEPS=-3", "train_steps = -3", "at least 0"),
     of_setting("a rate is negative", "--gin.LEARNING_RATE=-1.0", "learning_rate = -1.0", "0 or more"),
     of_setting("a seed is too large", "--gin.SEED=9999999999", "seed = 9999999999", "from 0"),
     of_setting("a batch is empty", "--gin.BATCH_SIZE=0", "batch_size = 0", "at least 1"),
