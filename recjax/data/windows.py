@@ -60,7 +60,7 @@ class Mode:
 
     def place(self, lengths: np.ndarray, number: np.ndarray, limit: int, epoch: int, draws: np.ndarray) -> Place:
         """Window `number` of examples of these `lengths` (at least 2); `draws` uint64 differ between epochs."""
-        raise NotImplementedError
+        raise NotImplementedError(type(self).__name__)
 
 
 @dataclass(frozen=True)
