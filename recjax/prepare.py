@@ -176,7 +176,8 @@ def _make(task: Task, place: Place) -> None:
             **work.facts,
         }
         try:
-            with write_examples(path, vocab=work.vocab, items=work.items, users=work.users, facts=facts) as writer:
+            kept = {"vocab": work.vocab, "items": work.items, "users": work.users, "text": work.text}
+            with write_examples(path, facts=facts, **kept) as writer:
                 converted = seqio_task(work)
                 for split, schema in work.schemas.items():
                     writer.add(split, schema, columns_of([], schema))

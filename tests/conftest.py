@@ -63,7 +63,8 @@ def prepare_plainly(task: Any, cache: Path | None = None) -> None:
     work = task.work()
     facts = {"task": task.name, "content_hash": place.content_hash, **work.facts}
     try:
-        with write_examples(place.path, vocab=work.vocab, items=work.items, users=work.users, facts=facts) as writer:
+        kept = {"vocab": work.vocab, "items": work.items, "users": work.users, "text": work.text}
+        with write_examples(place.path, facts=facts, **kept) as writer:
             for split, schema in work.schemas.items():
                 writer.add(split, schema, columns_of(list(examples_of(work, split)), schema))
     except ExamplesError:

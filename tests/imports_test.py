@@ -21,12 +21,13 @@ INSIDE = {
     "core": (),
     "nn": ("core",),
     "index": ("core",),
+    "decode": ("core",),
     "losses": ("core.errors", "core.sharding", "core.rows"),
     "metrics": ("core.errors", "core.sharding"),
     "models": ("core", "nn"),
     "data": FILES_AND_ERRORS,
     "tasks": (*FILES_AND_ERRORS, "data"),
-    "serve": (*FILES_AND_ERRORS, "data.vocab", "index"),
+    "serve": (*FILES_AND_ERRORS, "data.text", "data.vocab", "index"),
     "baselines": (*FILES_AND_ERRORS, "data", "index", "metrics"),
     # An entry point with files of its own.
     "study": (
@@ -44,6 +45,7 @@ OUTSIDE = {
         "core/",
         "nn/",
         "index/",
+        "decode/",
         "losses/",
         "metrics/",
         "models/",
@@ -60,13 +62,14 @@ OUTSIDE = {
     "tensorflow": ("tasks/seqio_bridge.py", "data/tfds_import.py"),
     "tensorflow_datasets": ("data/tfds_import.py",),
     "seqio": ("tasks/seqio_bridge.py",),
+    "sentencepiece": ("data/text.py",),
     "fastapi": ("serve/",),
     "uvicorn": ("serve/",),
     "torch": (),
     "transformers": (),
 }
 # Libraries that are imported when they are needed, never when a module is.
-INSIDE_FUNCTIONS = ("tensorflow", "tensorflow_datasets", "seqio", "matplotlib", "uvicorn")
+INSIDE_FUNCTIONS = ("tensorflow", "tensorflow_datasets", "seqio", "sentencepiece", "matplotlib", "uvicorn")
 # Modules that answer at once, so that a mistake on the command line does not wait for jax.
 LIGHT = ("cli", "list", "core.errors", "core.flags", "core.fits", "core.names")
 

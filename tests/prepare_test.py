@@ -24,6 +24,7 @@ from recjax.tasks import seqio_bridge
 from recjax.tasks.cache import place_of
 from recjax.tasks.mixtures import Mixture
 from recjax.tasks.next_item import NextItem
+from recjax.tasks.search import Search
 from recjax.tasks.work import examples_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -271,3 +272,27 @@ def test_what_gin_builds_can_be_handed_to_another_process(tmp_path: Path) -> Non
     received = pickle.loads(pickle.dumps(built))
     assert received == built == mixture()
     assert place_of(received.tasks[0], tmp_path) == place_of(mixture().tasks[0], tmp_path)
+
+
+@pytest.mark.tensorflow
+def test_search_and_recommendation_are_prepared_side_by_side(tmp_path: Path) -> None:
+    log = NextItem(data=DataDir(simulate=SMALL))
+    search = Search(log=log, prompt="search: ")
+    paths = prepare(Mixture(tasks=(log, search), temperature=2.0), tmp_path)
+    recommends, searches = (Examples.open(path, verify=True) for path in paths)
+    assert searches.vocab == recommends.vocab and recommends.text_vocab is None
+    assert searches.text_vocab == search.work().text
+    assert searches.manifest["text_hash"] == searches.text_vocab.hash
+    assert searches.manifest["text_size"] == searches.text_vocab.size
+    source, expected = searches.source("test"), list(examples_of(search.work(), "test"))
+    assert len(source) == searches.count("test") == len(expected) > 0
+    for found, wanted in zip(source, expected, strict=True):
+        for name, value in wanted.items():
+            np.testing.assert_array_equal(found[name], value)
+    np.testing.assert_array_equal(
+        searches.query_ids("quiet mystery"), searches.text_vocab.encode("search: quiet mystery")
+    )
+    with pytest.raises(ExamplesError, match="no text vocabulary"):
+        recommends.query_ids("quiet mystery")
+    counts = searches.source("train").read(np.arange(searches.count("train")), ["items"])["items"][0]
+    np.testing.assert_array_equal(searches.item_count, np.bincount(counts, minlength=searches.vocab.num_rows))

@@ -5,6 +5,7 @@
     items.parquet                             row, item_id, train_count and, when there are titles, title: for people
     item_count.npy, titles.json               the same by row: for programs
     users.parquet                             user_index, user_id
+    text.model                                the text vocabulary of tasks with text (see `text.py`)
     <split>-00000-of-0000N.arrayrecord        the examples (see `record.py` and the schema in the manifest)
     <split>-lengths.npy                       int32: how many items each example has
 
@@ -30,11 +31,13 @@ from recjax.core.errors import ExamplesError
 from recjax.core.folder import check_files, new_folder, read_manifest, write_manifest
 from recjax.data.record import Columns, Field, Schema
 from recjax.data.shards import SHARD_BYTES, DiskSource, ExampleSource, ShardWriter, read_all
+from recjax.data.text import TextVocab, load_text
 from recjax.data.vocab import ItemVocab
 
 FORMAT = 3
 MEMORY_BYTES = 2 * 2**30
 _WHAT = "folder of prepared examples"
+_TEXT = "text.model"
 
 
 class ExamplesWriter:
@@ -80,6 +83,7 @@ def write_examples(
     items: Any,
     users: Any,
     facts: Mapping[str, Any],
+    text: TextVocab | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Iterator[ExamplesWriter]:
     """Write a prepared folder, which appears when the block ends well; raises `ExamplesError` when `path` exists.
@@ -97,6 +101,9 @@ def write_examples(
         _write_catalogue(folder, items, vocab.num_rows)
         users.write_parquet(folder / "users.parquet")
         sizes = {"vocabulary_hash": vocab.hash, "num_items": vocab.num_items, "num_rows": vocab.num_rows}
+        if text is not None:
+            (folder / _TEXT).write_bytes(text.model)
+            sizes |= {"text_hash": text.hash, "text_size": text.size}
         write_manifest(folder, {"format": FORMAT, **facts, **sizes, "splits": splits})
 
 
@@ -134,6 +141,19 @@ class Examples:
         return ItemVocab.load(self.path / "vocabulary.json")
 
     @functools.cached_property
+    def text_vocab(self) -> TextVocab | None:
+        """The vocabulary of the field `text`; None where the examples have no text."""
+        return load_text(self.path / _TEXT, self.manifest["text_size"]) if "text_hash" in self.manifest else None
+
+    def query_ids(self, query: str) -> np.ndarray:
+        """int32 [n]: a query as the field `text` spells it, prompt and all. Raises `ExamplesError` without text."""
+        if self.text_vocab is None:
+            raise ExamplesError(
+                "these examples have no text vocabulary", where=str(self.path), expected="examples of a search task"
+            )
+        return self.text_vocab.encode(self.manifest.get("prompt", "") + query)
+
+    @functools.cached_property
     def item_count(self) -> np.ndarray:
         """float32 [num_rows]: how often each row occurs in the training events; 0 for padding and unknown."""
         return np.load(self.path / "item_count.npy", allow_pickle=False)
@@ -147,6 +167,10 @@ class Examples:
         import polars as pl
 
         return pl.read_parquet(self.path / "users.parquet").get_column("user_id").to_list()
+
+    def count(self, split: str) -> int:
+        """How many examples a split has."""
+        return self._split(split)["examples"]
 
     def schema(self, split: str) -> tuple[Field, ...]:
         """The fields of the examples of a split."""

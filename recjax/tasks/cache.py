@@ -17,6 +17,7 @@ from typing import Any
 from recjax.data.examples import FORMAT
 from recjax.data.identity import source_hash
 from recjax.data.sources import DataDir
+from recjax.data.text import TextConfig
 from recjax.tasks.work import LATER, Task
 
 
@@ -43,13 +44,15 @@ def place_of(task: Task, cache: str | os.PathLike[str] | None = None) -> Place:
 
 
 def described(value: Any) -> Any:
-    """A settings object as JSON; where data lies is left out, because only what it holds matters.
+    """A settings object as JSON; where data or a text model lies is left out, because only what it holds matters.
 
     So is a field marked `LATER` that has its default: it was added without a change to what had been prepared.
     """
     if isinstance(value, DataDir):
         source = {"columns": described(value.columns)}
         return source if value.path else {**source, "simulate": described(value.simulate)}
+    if isinstance(value, TextConfig):
+        return value.told()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         told = [
             f for f in dataclasses.fields(value) if not (LATER in f.metadata and getattr(value, f.name) == f.default)

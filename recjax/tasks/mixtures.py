@@ -1,4 +1,8 @@
-"""A union of tasks with rates: what a recipe trains on."""
+"""A union of tasks with rates: what a recipe trains on.
+
+What an example is depends on the kind of task (a user, a pair of query and item), so rates that follow the numbers of
+examples are a choice to be stated; the seqio mixture has the same rates.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,14 @@ from recjax.tasks.work import Task
 class Mixture:
     """Tasks, and in what proportion their examples are drawn; rates need not sum to one.
 
-    No rates mean equal rates. All tasks of a mixture share one item vocabulary, which is checked when they are read.
+    No rates mean equal rates. With a `temperature` T the rate of a task is also proportional to n ** (1 / T) for its n
+    training examples: T = 1 draws every example equally often, a high T comes near to equal rates (Raffel et al. 2020,
+    section 3.5.2). All tasks of a mixture share one item vocabulary, which is checked when they are read.
     """
 
     tasks: Sequence[Task] = (NextItem(),)
     rates: Sequence[float] = ()
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
@@ -34,8 +41,28 @@ class Mixture:
             )
         if not all(math.isfinite(r) and r > 0 for r in self.rates):
             raise ConfigError(f"rates {self.rates}", where="Mixture.rates", expected="numbers above 0")
+        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ConfigError(f"Mixture.temperature = {self.temperature}", expected="a number above 0")
         names = [task.name for task in self.tasks]
         if len(set(names)) != len(names):
             raise ConfigError(
                 f"tasks named {', '.join(names)}", where="Mixture.tasks", expected="a different `name` for each"
             )
+
+    def resolved(self, examples: Sequence[int]) -> tuple[float, ...]:
+        """The rates when the tasks have so many training examples; as they are when there is no temperature.
+
+        With one, they sum to one. Raises `ConfigError` when a task is without examples.
+        """
+        if self.temperature is None:
+            return tuple(self.rates)
+        if len(examples) != len(self.tasks) or min(examples) < 1:
+            raise ConfigError(
+                f"training examples of the tasks: {', '.join(map(str, examples))}",
+                where="Mixture.temperature",
+                expected="at least one of each task",
+            )
+        # By the logarithm, because n ** (1 / T) overflows where T is small.
+        weights = [math.log(r) + math.log(n) / self.temperature for r, n in zip(self.rates, examples, strict=True)]
+        shares = [math.exp(w - max(weights)) for w in weights]
+        return tuple(share / sum(shares) for share in shares)

@@ -15,7 +15,7 @@ from recjax.core.errors import ConfigError
 from recjax.data.sources import DataDir
 from recjax.tasks.work import LATER, Work
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 _SPLITS = ("leave_one_out", "leave_last", "global_time")
 _CATALOGUES = ("interactions", "items")
 
@@ -46,7 +46,7 @@ class NextItem:
     name: str = "next_item"
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not NAME.fullmatch(self.name):
             raise ConfigError(f"NextItem.name = {self.name!r}", expected="letters, digits, _ and . only")
         if self.split not in _SPLITS:
             raise ConfigError(f"NextItem.split = {self.split!r}", expected=" or ".join(map(repr, _SPLITS)))

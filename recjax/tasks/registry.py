@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from recjax.tasks.next_item import NextItem
+from recjax.tasks.search import Search
 from recjax.tasks.work import Task
 
-KINDS: dict[str, type[Task]] = {"next_item": NextItem}
+KINDS: dict[str, type[Task]] = {"next_item": NextItem, "search": Search}

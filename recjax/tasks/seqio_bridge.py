@@ -1,8 +1,8 @@
 """Tasks as `seqio.Task`, mixtures as `seqio.Mixture`: what a seqio user can take, and what `prepare` writes down.
 
 Objects are built by functions and registered nowhere. TensorFlow and seqio are imported inside the functions, because
-no training process may load them. Features are numbers that pass through as they are; the vocabulary was applied by
-the task's own steps.
+no training process may load them. Numbers pass through as they are, the item vocabulary was applied by the task's own
+steps; text is spelt by seqio's SentencePiece vocabulary.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,12 +20,14 @@ import numpy as np
 
 from recjax.core.errors import ExamplesError
 from recjax.data.record import Column
+from recjax.data.text import TextVocab
 from recjax.tasks.mixtures import Mixture
-from recjax.tasks.work import Change, Keep, Lookup, Step, Work, count
+from recjax.tasks.work import Change, Encode, Keep, Lookup, Step, Work, count
 
-# What the libraries call seqio.Task, seqio.Mixture, tf.data.Dataset and tf.Tensor.
-SeqioTask = SeqioMixture = Dataset = Tensor = Any
+# What the libraries call seqio.Task, seqio.Mixture, seqio.Vocabulary, tf.data.Dataset and tf.Tensor.
+SeqioTask = SeqioMixture = SeqioVocabulary = Dataset = Tensor = Any
 
+_ITEMS = ("items", "label", "future", "seen")
 _NEEDED = ("tensorflow", "seqio")
 _AT_ONCE = 4096
 
@@ -74,8 +77,22 @@ def seqio_mixture(mixture: Mixture, *, name: str = "mixture") -> SeqioMixture:
     """The mixture as an unregistered `seqio.Mixture`, with its rates; reads the data of every task."""
     import seqio
 
-    tasks = [seqio_task(task.work()) for task in mixture.tasks]
-    return seqio.Mixture(name, list(zip(tasks, mixture.rates, strict=True)))
+    works = [task.work() for task in mixture.tasks]
+    rates = mixture.resolved([work.facts["counts"]["train"]["examples"] for work in works])
+    return seqio.Mixture(name, list(zip(map(seqio_task, works), rates, strict=True)))
+
+
+def text_vocabulary(vocab: TextVocab) -> SeqioVocabulary:
+    """The text vocabulary as `seqio.SentencePieceVocabulary`; ids that spell nothing are not in it."""
+    import seqio
+
+    with tempfile.TemporaryDirectory(prefix="recjax-text-") as folder:  # a path of its own, because seqio keys by it
+        path = os.path.join(folder, "text.model")
+        with open(path, "wb") as file:
+            file.write(vocab.model)
+        found = seqio.SentencePieceVocabulary(path)
+        found.load_model()
+    return found
 
 
 def materialise(task: SeqioTask, split: str) -> Iterator[dict[str, Column]]:
@@ -95,11 +112,14 @@ def _features(work: Work) -> dict[str, Any]:
     import tensorflow as tf
 
     features = {}
-    rows = seqio.PassThroughVocabulary(work.vocab.num_rows)
+    rows, numbers = seqio.PassThroughVocabulary(work.vocab.num_rows), seqio.PassThroughVocabulary(0)
+    vocabularies: dict[str, Any] = dict.fromkeys(_ITEMS, rows)
+    if work.text is not None:
+        vocabularies["text"] = text_vocabulary(work.text)
     schemas = list(work.schemas.values())
     for field in {field.name: field for schema in schemas for field in schema}.values():
         features[field.name] = seqio.Feature(
-            rows if field.name in ("items", "label", "future") else seqio.PassThroughVocabulary(0),
+            vocabularies.get(field.name, numbers),
             add_eos=False,
             required=all(field in schema for schema in schemas),
             dtype=tf.as_dtype(field.dtype),
@@ -115,7 +135,7 @@ def _dataset_fn(work: Work) -> Callable[..., Dataset]:
 
         ragged: Any = tf.RaggedTensor
         slices: Any = {
-            name: tf.constant(c.values) if c.offsets is None else ragged.from_row_splits(c.values, c.offsets)
+            name: _tensor(c.values) if c.offsets is None else ragged.from_row_splits(_tensor(c.values), c.offsets)
             for name, c in work.raw[split].items()
         }
         return tf.data.Dataset.from_tensor_slices(slices)
@@ -149,11 +169,16 @@ def _map(steps: Sequence[Step]) -> Callable[[Dataset], Dataset]:
     def change(dataset: Dataset) -> Dataset:
         import tensorflow as tf
 
+        texts = {step.name: text_vocabulary(step.vocab) for step in steps if isinstance(step, Encode)}
+
         @tf.autograph.experimental.do_not_convert
         def through(example: dict[str, Tensor]) -> dict[str, Tensor]:
             for step in steps:
                 if isinstance(step, Lookup):
                     example = {**example, step.name: tf.gather(step.table, example[step.name])}
+                elif isinstance(step, Encode):
+                    ids = texts[step.name].encode_tf(tf.strings.join([step.prompt, example[step.name]]))
+                    example = {**example, step.name: ids}
                 elif isinstance(step, Change):
                     example = step.function(example)
             return example
@@ -161,6 +186,13 @@ def _map(steps: Sequence[Step]) -> Callable[[Dataset], Dataset]:
         return dataset.map(through, num_parallel_calls=2, deterministic=True)
 
     return change
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    """Numbers, or text, whose type an empty array of objects does not say."""
+    import tensorflow as tf
+
+    return tf.constant(values, tf.string if values.dtype == object else None)
 
 
 def _to_column(value: Any) -> Column:

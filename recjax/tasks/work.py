@@ -16,6 +16,7 @@ import numpy as np
 
 from recjax.data.record import Column, Columns, Field, Schema
 from recjax.data.sources import DataDir
+from recjax.data.text import TextVocab
 from recjax.data.vocab import ItemVocab
 
 Example = dict[str, Any]
@@ -29,6 +30,15 @@ class Lookup:
 
     name: str
     table: np.ndarray
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Replace the text of a field by the ids of its pieces, with `prompt` in front of it."""
+
+    name: str
+    vocab: TextVocab
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Keep:
     otherwise: str
 
 
-Step = Lookup | Change | Keep
+Step = Lookup | Encode | Change | Keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +66,7 @@ class Work:
     `raw[split]` are the columns that a split starts from, `steps` what is done to the examples of any split (a step
     sees from the fields which kind of example it has), `schemas[split]` the fields that come out. The polars
     frames `items` (row, item_id, train_count, perhaps title) and `users` (user_index, user_id) go into the prepared
-    folder, `facts` into its manifest.
+    folder, `facts` into its manifest, `text` (the vocabulary of the field of that name) beside them.
     """
 
     name: str
@@ -67,6 +77,7 @@ class Work:
     items: Any
     users: Any
     facts: Mapping[str, Any] = field(default_factory=dict)
+    text: TextVocab | None = None
 
 
 @runtime_checkable
@@ -98,6 +109,9 @@ def apply(example: Example, steps: Sequence[Step]) -> Example | None:
     for step in steps:
         if isinstance(step, Lookup):
             example = {**example, step.name: step.table[example[step.name]]}
+        elif isinstance(step, Encode):
+            text = step.prompt + np.asarray(example[step.name]).item()
+            example = {**example, step.name: step.vocab.encode(text)}
         elif isinstance(step, Change):
             example = step.function(example)
         elif not step.test(example):

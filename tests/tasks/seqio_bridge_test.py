@@ -1,5 +1,6 @@
 """Tasks as seqio sees them."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from recjax.data.tables import Tables
 from recjax.tasks import seqio_bridge
 from recjax.tasks.mixtures import Mixture
 from recjax.tasks.next_item import NextItem
+from recjax.tasks.search import Search
 from recjax.tasks.work import Work, columns_of, examples_of
 
 
@@ -67,6 +69,35 @@ def test_seqio_and_numpy_give_the_same_examples(settings: dict[str, Any], monkey
 
 
 @pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    "settings",
+    [{"prompt": "search: "}, {"split": "query", "per_item": 2}, {"test_fraction": 0.0}],
+)
+def test_seqio_spells_queries_as_sentencepiece_alone_does(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seqio_bridge, "_AT_ONCE", 16)
+    tables = World(num_events=2000).tables()
+    assert tables.queries is not None
+    odd = pl.col("text") + pl.Series(["", "  twice  ", " Ünknown 字", " <extra_id_0>", " CASE"]).gather(
+        np.arange(tables.queries.height) % 5
+    )
+    work = Search(**settings).work_on(dataclasses.replace(tables, queries=tables.queries.with_columns(text=odd)))
+    task = seqio_bridge.seqio_task(work)
+    assert work.text is not None and task.output_features["text"].vocabulary.vocab_size == work.text.size
+    for split, schema in work.schemas.items():
+        expected = list(examples_of(work, split))
+        assert expected or settings.get("test_fraction") == 0.0
+        parts = list(seqio_bridge.materialise(task, split))
+        assert bool(parts) == bool(expected)
+        if parts:
+            found, wanted = joined(parts), joined([columns_of(expected, schema)])
+            assert set(found) == set(wanted)
+            for name in wanted:
+                np.testing.assert_array_equal(found[name], wanted[name])
+
+
+@pytest.mark.tensorflow
 def test_batches_of_equal_lengths_are_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seqio_bridge, "_AT_ONCE", 1)
     work = random_work(0, users=5, events=40)
@@ -94,6 +125,11 @@ def test_a_seqio_user_can_take_the_mixture() -> None:
         assert 2 <= len(example["items"]) <= 6 and example["items"].dtype == np.int32
     test = seqio.get_dataset(
         mixture.tasks[0], {"items": 8}, seqio.PassThroughFeatureConverter(), dataset_split="test", shuffle=False
+    )
+    heated = seqio_bridge.seqio_mixture(Mixture(tasks=tasks, temperature=2.0))
+    sizes = [task.work().facts["counts"]["train"]["examples"] for task in tasks]
+    assert heated.get_rate(heated.tasks[0]) / heated.get_rate(heated.tasks[1]) == pytest.approx(
+        (sizes[0] / sizes[1]) ** 0.5
     )
     expected = list(examples_of(tasks[0].work(), "test"))
     found = list(test.as_numpy_iterator())
