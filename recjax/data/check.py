@@ -16,6 +16,8 @@ from recjax.data.sources import DataDir, read_tables
 from recjax.data.tables import Tables
 from recjax.data.titles import title_column
 
+_SHOWN_LABELS = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
@@ -84,8 +86,28 @@ def describe(tables: Tables) -> list[str]:
         empty = 0 if title is None else int(tables.items.select(_is_empty(title)).sum().item())
         lines.append(f"title: column {title}, empty for {empty:,} items" if title else "title: no column of titles")
     if tables.queries is not None and tables.relevance is not None:
-        judged = tables.relevance.height
-        lines.append(f"search: {tables.queries.height:,} queries, {judged:,} judged pairs of query and item")
+        lines += _describe_search(tables.queries, tables.relevance, log)
+    return lines
+
+
+def _describe_search(queries: pl.DataFrame, relevance: pl.DataFrame, log: pl.DataFrame) -> list[str]:
+    """Sizes, labels, how many queries and items of the judgments can be used, and whose judgments they are."""
+    if not {"query_id", "item_id", "label"} <= set(relevance.columns):
+        return []
+    lines = [f"search: {queries.height:,} queries, {relevance.height:,} judged pairs of query and item"]
+    labels = relevance.group_by("label").len().sort("len", "label", descending=[True, False]).head(_SHOWN_LABELS)
+    told = ", ".join(f"{label} in {n / relevance.height:.0%}" for label, n in labels.iter_rows())
+    lines.append(f"labels: {told}" + (", ..." if relevance["label"].n_unique() > _SHOWN_LABELS else ""))
+    judged, asked = relevance["item_id"].unique(), relevance["query_id"].unique()
+    if judged.dtype == log["item_id"].dtype:
+        met = int(judged.is_in(log["item_id"].unique().implode()).sum())
+        lines.append(f"judged items: {len(judged):,}, of which {met:,} ({met / len(judged):.0%}) occur in the log")
+    if "query_id" in queries.columns and asked.dtype == queries["query_id"].dtype:
+        without = int((~queries["query_id"].is_in(asked.implode())).sum())
+        lines += [f"queries without a judgment: {without:,}"] if without else []
+    whose = relevance["user_id"].is_not_null().sum() if "user_id" in relevance.columns else 0
+    by = f"{whose:,} judgments name their user" if whose else "no judgment names its user (column user_id)"
+    lines.append(f"leakage of held-out events into search: {by}")
     return lines
 
 

@@ -62,6 +62,7 @@ def count_unknown(frames: dict[str, pl.DataFrame | None], reader: Reader, found:
         ("interactions", "query_id", "queries"),
         ("relevance", "item_id", "items"),
         ("relevance", "query_id", "queries"),
+        ("relevance", "user_id", "users"),
         *vectors,
     ):
         left, right = frames[table], frames[other]

@@ -7,6 +7,7 @@ same data, so that both can be trained as one mixture. Only the settings are her
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,8 @@ class Search:
     `log` is the next-item task whose data, item vocabulary and held-out events this one shares. `text` is the text
     vocabulary, and `prompt` what is put in front of every query.
 
-    A judged pair counts as relevant from the label `min_label` on. Queries that are spelt alike, but for case and
+    A judged pair counts as relevant from the label `min_label` on; `labels` says what labels that are words count as,
+    such as {"Exact": 3}. Queries that are spelt alike, but for case and
     spaces, are one query. `split` is "pair" (each pair of a query and an item is held out by a hash of the two ids, so
     that a query has training pairs as a rule), "query" (by a hash of the query, so that held-out queries are new) or
     "given" (the column split of the relevance table: train, valid or test); `seed` changes the hashes. No more than
@@ -44,6 +46,7 @@ class Search:
     valid_fraction: float = 0.1
     test_fraction: float = 0.1
     min_label: float = 1.0
+    labels: Mapping[str, float] = field(default_factory=dict)
     per_item: int | None = None
     drop_leaks: bool = True
     seed: int = 0

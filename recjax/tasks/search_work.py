@@ -112,13 +112,29 @@ def _relevant(
     judged = judged.join(first, on="query", how="left", maintain_order="left")
     judged = judged.with_columns(row=pl.Series(vocab.encode(judged["item_id"])))
     counts = {"judgments": judged.height, "queries": first.height, "queries_spelt_alike": queries.height - first.height}
-    kept = judged.filter(pl.col("label").cast(pl.Float64) >= task.min_label)
+    kept = judged.filter(_grades(task, judged["label"]) >= task.min_label)
     counts["below_min_label"] = judged.height - kept.height
     known = kept.filter(pl.col("query").is_not_null())
     counts["query_unknown"] = kept.height - known.height
     inside = known.filter(pl.col("row") >= FIRST_ITEM)
     counts["item_unknown"] = known.height - inside.height
     return inside, counts
+
+
+def _grades(task: Search, labels: pl.Series) -> pl.Series:
+    """The labels as numbers."""
+    if labels.dtype.is_numeric() or labels.dtype == pl.Boolean:
+        return labels.cast(pl.Float64)
+    words = labels.cast(pl.String)
+    odd = words.filter(~words.is_in(list(task.labels)))
+    if len(odd):
+        raise DataError(
+            f"the label {odd[0]!r} is not a number",
+            where="relevance, column label",
+            expected="numbers" + (f", or one of {', '.join(task.labels)}" if task.labels else ""),
+            mend=f'say what it counts as: Search.labels = {{"{odd[0]}": 1}}',
+        )
+    return words.replace_strict(dict(task.labels), return_dtype=pl.Float64)
 
 
 def _pairs(task: Search, relevance: pl.DataFrame, held: pl.DataFrame) -> _Pairs:

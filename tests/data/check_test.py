@@ -103,3 +103,22 @@ def test_simulated_worlds_say_so(tmp_path):
     for data in (DataDir(simulate=world), DataDir(path=str(tmp_path / "world"))):
         report = check(data)
         assert report.ok and not report.problems and "this is simulated data" in report.understood
+
+
+def test_what_search_has_to_work_with_is_said(tmp_path):
+    log = {"user_id": [1, 1], "item_id": [5, 6], "timestamp": [T, T + 1]}
+    pl.DataFrame(log).write_parquet(tmp_path / "interactions.parquet")
+    pl.DataFrame({"user_id": [1]}).write_parquet(tmp_path / "users.parquet")
+    pl.DataFrame({"query_id": [1, 2, 3], "text": ["a", "b", "c"]}).write_parquet(tmp_path / "queries.parquet")
+    judged = {"query_id": [1, 1, 2], "item_id": [5, 9, 5], "label": [2, 1, 2], "user_id": [1, 7, None]}
+    pl.DataFrame(judged).write_parquet(tmp_path / "relevance.parquet")
+    report = check(DataDir(path=str(tmp_path)))
+    for line in (
+        "search: 3 queries, 3 judged pairs of query and item",
+        "labels: 2 in 67%, 1 in 33%",
+        "judged items: 2, of which 1 (50%) occur in the log",
+        "queries without a judgment: 1",
+        "leakage of held-out events into search: 2 judgments name their user",
+    ):
+        assert line in report.understood, report.understood
+    assert report.ok and ["user_id that users does not have" in p.what for p in report.problems] == [True]

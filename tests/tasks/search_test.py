@@ -230,6 +230,19 @@ def test_splits_can_be_given() -> None:
         task.work_on(dataclasses.replace(tables, relevance=twice))
 
 
+def test_labels_can_be_words() -> None:
+    tables = random_tables(0)
+    assert tables.relevance is not None
+    words = {"Exact": 3.0, "Substitute": 2.0, "Complement": 1.0, "Irrelevant": 0.0}
+    named = tables.relevance.with_columns(pl.Series("label", list(words)).gather(3 - tables.relevance["label"]))
+    said = dataclasses.replace(tables, relevance=named)
+    for split in ("train", "test"):
+        found = pairs_of(Search(labels=words, min_label=2).work_on(said), split)
+        assert found == pairs_of(Search(min_label=2).work_on(tables), split)
+    with pytest.raises(DataError, match=r"is not a number(.|\n)*Search\.labels"):
+        Search(labels={"Exact": 1}).work_on(said)
+
+
 def test_items_and_rows_are_those_of_the_log() -> None:
     tables, task = random_tables(0), Search(log=NextItem(min_events=8), prompt="search: ")
     work, log = task.work_on(tables), task.log.work_on(tables)
