@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from recjax.losses.objective import Objective
 from recjax.tasks.mixtures import Mixture
 
 _SEEDS = 2**31
+_FIT = 0x666974  # what a draw is for
 
 Facts = Callable[[Sequence[Examples]], dict[str, np.ndarray]]
 
@@ -126,7 +127,8 @@ class Assembly:
         self.facts = self._make_facts()
         self._check_positions()
         self._check_divisible()
-        self.optimizer = optim.make(recipe.optimizer, self.abstract_params(), recipe.train_steps)
+        self._optimizer_config = optim.sparing(recipe.optimizer, self.model.untrained)
+        self.optimizer = optim.make(self._optimizer_config, self.abstract_params(), recipe.train_steps)
 
     def _check_divisible(self) -> None:
         """Raise `MeshError` for a parameter that cannot be cut evenly."""
@@ -187,13 +189,16 @@ class Assembly:
         return state.abstract(shapes, state.shardings(self.mesh, shapes, self.model.axes))
 
     def init_state(self) -> TrainState:
-        """A fresh state from the recipe's seed, each part made where it will live."""
+        """A fresh state from the recipe's seed, fitted to the facts, each part made where it will live."""
         shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state())
         with self.mesh.activate():
-            return jax.jit(self._init, out_shardings=shardings)(jax.random.key(self.recipe.seed))
+            return jax.jit(self._init, out_shardings=shardings)(jax.random.key(self.recipe.seed), self.facts)
 
-    def _init(self, key: jax.Array) -> TrainState:
-        return state.create(self.model.init(key), self.optimizer)
+    def _init(self, key: jax.Array, facts: Mapping[str, jax.Array] | None = None) -> TrainState:
+        params = self.model.init(key)
+        if facts is not None:
+            params = self.model.fit(params, facts, jax.random.fold_in(key, _FIT))
+        return state.create(params, self.optimizer)
 
     def evaluator(self, split: str) -> Evaluator:
         """Ranks the users of a split of the first task with any parameters of this model."""
@@ -216,7 +221,7 @@ class Assembly:
     def train_step(self) -> TrainStep:
         """The jitted train step; the state it is given is used up."""
         recipe = self.recipe
-        row_wise, frozen = optim.paths_of(recipe.optimizer, self.abstract_params())
+        row_wise, frozen = optim.paths_of(self._optimizer_config, self.abstract_params())
         step = make_train_step(
             self.model,
             recipe.objectives,

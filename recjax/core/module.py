@@ -24,16 +24,27 @@ Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 # Under this name the arrays that a model is given beside its parameters travel with them (`with_facts`).
 FACTS = "facts"
-_AXES = "logical_axes"
+# What a model saw of its batch, for `maintain`, stands under names that begin so among its outputs.
+SEEN = "seen/"
+_AXES, _TRAINED = "logical_axes", "trained"
 
 
 def param(
-    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Initializer, dtype: Any = jnp.float32
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    init: Initializer,
+    dtype: Any = jnp.float32,
+    *,
+    trained: bool = True,
 ) -> nnx.Param:
-    """A trainable array of `shape`, whose dimensions carry the logical names `axes`."""
+    """An array of `shape`, whose dimensions carry the logical names `axes`.
+
+    The optimiser leaves one that is not `trained` alone; the model sets it itself (`Functional.maintain`).
+    """
     if len(shape) != len(axes):
         raise ValueError(f"{len(shape)} dimensions but {len(axes)} axis names: {shape}, {axes}")
-    metadata: dict[str, Any] = {_AXES: axes}
+    metadata: dict[str, Any] = {_AXES: axes, _TRAINED: trained}
     return nnx.Param(init(rngs.params(), shape, dtype), **metadata)
 
 
@@ -90,7 +101,13 @@ def one(layers: nnx.Module, index: int) -> nnx.Module:
 
 
 class Functional:
-    """A module class and its arguments as pure functions of a parameter dict."""
+    """A module class and its arguments as pure functions of a parameter dict.
+
+    A module may have parameters that no gradient reaches: running statistics, books whose dead rows are revived. It
+    sets them in two methods, which give new values by path ("/"-joined) and which the engine calls: `fit(facts, key)`
+    before the first step of a fresh run, and `maintain(seen, key)` after the optimiser's part of every step. `seen`
+    holds the module's outputs `seen/<name>` of all micro-batches, stacked in a first dimension.
+    """
 
     def __init__(self, make: Callable[..., nnx.Module]) -> None:
         """`make(rngs=...)` builds the module."""
@@ -99,6 +116,10 @@ class Functional:
         self._graph, state = nnx.split(template, nnx.Param)
         self._treedef_state = state
         self.axes: Params = _to_dict(state, lambda variable: tuple(variable.get_metadata(_AXES)))
+        self.untrained: tuple[str, ...] = tuple(
+            "/".join(map(str, path)) for path, v in nnx.to_flat_state(state) if not v.get_metadata(_TRAINED)
+        )
+        self.maintains = hasattr(template, "maintain")
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters; deterministic in `key`."""
@@ -110,6 +131,16 @@ class Functional:
             batch = {**batch, **facts}
         return self.bind(params)(batch, *args, **kwargs)
 
+    def fit(self, params: Params, facts: Mapping[str, Any], key: jax.Array) -> Params:
+        """Fresh `params` fitted to the facts of a recipe, where the module has a method for it."""
+        module: Any = self.bind(params)
+        return _with(params, module.fit(facts, key)) if hasattr(module, "fit") else params
+
+    def maintain(self, params: Params, seen: Mapping[str, Any], key: jax.Array) -> Params:
+        """`params` as the module wants them after a step in which it has `seen` this."""
+        module: Any = self.bind(params)
+        return _with(params, module.maintain(seen, key))
+
     def bind(self, params: Params) -> nnx.Module:
         """The module with `params`, for calling something other than `__call__`."""
         state = jax.tree.map(lambda x: x, self._treedef_state)
@@ -120,6 +151,17 @@ class Functional:
 def with_facts(params: Params, facts: Mapping[str, Any]) -> Params:
     """`params` that carry `facts`, arrays a model reads from its batch and nobody trains, wherever they go next."""
     return {**params, FACTS: dict(facts)} if facts else params
+
+
+def _with(params: Params, values: Mapping[str, jax.Array]) -> Params:
+    """`params` with other values at some paths; shapes and dtypes stay."""
+    out = dict(params)
+    for path, value in values.items():
+        name, _, rest = path.partition("/")
+        if not rest and (value.shape, value.dtype) != (params[name].shape, params[name].dtype):
+            raise ValueError(f"{path}: {value.dtype} {value.shape} instead of {params[name].dtype} {params[name].shape}")
+        out[name] = _with(out[name], {rest: value}) if rest else value
+    return out
 
 
 def _to_dict(state: Any, read: Callable[[Any], Any]) -> Params:

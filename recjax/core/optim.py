@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -165,6 +165,14 @@ def group_of(config: Optimizer, params: Params) -> dict[str, str]:
             expected="a pattern that is the first to match one of: " + ", ".join(sorted(labels)),
         )
     return labels
+
+
+def sparing(config: Optimizer, paths: Sequence[str]) -> Optimizer:
+    """`config` with the parameters at `paths` frozen, whatever its groups say of them."""
+    if not paths:
+        return config
+    pattern = f"^({'|'.join(map(re.escape, paths))})$"
+    return dataclasses.replace(config, groups=((pattern, Group(frozen=True)), *config.groups))
 
 
 def paths_of(config: Optimizer, params: Params) -> tuple[tuple[str, ...], tuple[str, ...]]:

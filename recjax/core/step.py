@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import optax
 
 from recjax.core import sparse_rows
-from recjax.core.module import Functional, Params
+from recjax.core.module import SEEN, Functional, Params
 from recjax.core.state import TrainState
 
 Tree = dict[str, Any]
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Tree, Tree], tuple[TrainState, Metrics]]
+
+_MAINTENANCE = 0x6D61696E  # what a draw is for
 
 
 def make_train_step(
@@ -41,6 +43,9 @@ def make_train_step(
     of `const` in its batch. Metrics are scalars: `loss`, one entry per objective and per metric of an objective,
     `grad_norm`, and `tokens`, the weight of the first objective.
 
+    A model that maintains parameters itself (`core.module.Functional`) does so after the optimiser, from what it saw
+    of the whole batch.
+
     Of the parameters `row_wise` (paths) only the rows that a batch touches are read, differentiated and written
     (`core.sparse_rows`); `frozen` are those the optimiser never moves. Raises `ConfigError` where an objective needs
     the other rows.
@@ -57,7 +62,7 @@ def make_train_step(
             out |= objective.draw(batch, const, objective_key)
         return out
 
-    def loss_of(params: Params, batch: Tree, const: Tree, weights: Tree, key: jax.Array) -> tuple[jax.Array, Tree]:
+    def loss_of(params: Params, batch: Tree, const: Tree, weights: Tree, key: jax.Array) -> tuple[jax.Array, Any]:
         model_key, keys = keys_of(key)
         facts = {name: value for name, value in const.items() if name.startswith("item/")}
         out = model.apply(params, {**batch, **facts}, train=True, key=model_key)
@@ -67,12 +72,13 @@ def make_train_step(
             loss += objective.scale * total / weights[objective.name]
             sums[objective.name] = (total, weight)
             sums.update({f"{objective.name}/{name}": value for name, value in metrics.items()})
-        return loss, sums
+        seen = {name.removeprefix(SEEN): value for name, value in out.items() if name.startswith(SEEN)}
+        return loss, (sums, seen)
 
     gradients_of = jax.value_and_grad(loss_of, has_aux=True)
 
     def step(state: TrainState, batch: Tree, const: Tree) -> tuple[TrainState, Metrics]:
-        keys = jax.random.fold_in(jax.random.key(seed), state.step)
+        step_key = keys = jax.random.fold_in(jax.random.key(seed), state.step)
         weights = {o.name: jnp.maximum(o.total_weight(batch), 1e-9) for o in objectives}
         if accumulate == 1:
             batch = with_draws(batch, const, keys)
@@ -86,14 +92,18 @@ def make_train_step(
             params, opt_state = (sparse.compact(tree, rows, num_rows) for tree in (params, opt_state))
             const = sparse.compact_facts(const, rows, num_rows)
         if accumulate == 1:
-            (loss, sums), gradients = gradients_of(params, batch, const, weights, keys)
+            (loss, (sums, seen)), gradients = gradients_of(params, batch, const, weights, keys)
+            seen = jax.tree.map(lambda x: x[None], seen)
         else:
-            loss, sums, gradients = _accumulated(functools.partial(gradients_of, params), batch, const, weights, keys)
+            micro_gradients = functools.partial(gradients_of, params)
+            loss, sums, seen, gradients = _accumulated(micro_gradients, batch, const, weights, keys)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         new_params: Any = optax.apply_updates(params, updates)
         if sparse is not None and rows is not None:
             new_params = sparse.put(state.params, new_params, rows, num_rows)
             opt_state = sparse.put(state.opt_state, opt_state, rows, num_rows)
+        if model.maintains:
+            new_params = model.maintain(new_params, seen, jax.random.fold_in(step_key, _MAINTENANCE))
         metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in sums.items()}
         tokens = weights[objectives[0].name]
         metrics |= {"loss": loss, "grad_norm": _norm(gradients), "tokens": tokens}
@@ -118,18 +128,18 @@ def _micro_batches(batch: Tree, parts: int) -> Tree:
 
 def _accumulated(
     gradients_of: Callable[..., Any], batch: Tree, const: Tree, weights: Tree, keys: jax.Array
-) -> tuple[jax.Array, Tree, Params]:
-    """Loss, sums and gradients added up over micro-batches, one in memory at a time."""
+) -> tuple[jax.Array, Tree, Tree, Params]:
+    """Loss, sums and gradients added up over micro-batches, one in memory at a time; what was seen, side by side."""
 
-    def body(carry: Any, xs: Any) -> tuple[Any, None]:
+    def body(carry: Any, xs: Any) -> tuple[Any, Tree]:
         micro_batch, micro_key = xs
-        (loss, sums), gradients = gradients_of(micro_batch, const, weights, micro_key)
-        return jax.tree.map(jnp.add, carry, (loss, sums, gradients)), None
+        (loss, (sums, seen)), gradients = gradients_of(micro_batch, const, weights, micro_key)
+        return jax.tree.map(jnp.add, carry, (loss, sums, gradients)), seen
 
     xs = (batch, keys)
     first = jax.tree.map(lambda x: x[0], xs)
     shapes = jax.eval_shape(lambda b, k: gradients_of(b, const, weights, k), *first)
-    (loss, sums), gradients = shapes
+    (loss, (sums, _)), gradients = shapes
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss, sums, gradients))
-    (loss, sums, gradients), _ = jax.lax.scan(body, zeros, xs)
-    return loss, sums, gradients
+    (loss, sums, gradients), seen = jax.lax.scan(body, zeros, xs)
+    return loss, sums, seen, gradients
