@@ -101,7 +101,9 @@ def compare_arms(arms: Sequence[Arm], *, samples: int = 1000, seed: int = 0) -> 
             row["hard"].setdefault(task, {})[group] = part
         rows[arm.name] = row
     shown = {task: list(part.shown) for task, part in next(iter(first.results.values())).hard.items()}
-    return {"target_time_used": first.knows_target_time, "first": first.name, "shown": shown, "arms": rows}
+    task = str(next(iter(first.results.values())).protocol.get("task"))
+    known = {"task": task, "target_time_used": first.knows_target_time}
+    return {**known, "first": first.name, "shown": shown, "arms": rows}
 
 
 def _mean(found: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -134,7 +136,7 @@ def arms_table(found: Mapping[str, Any], k: int = 10) -> Table:
         rows.append(cells)
     header = ["", *names, *(f"{metric} - {found['first']}" for metric in differed)]
     kind = "told the time of the target" if found["target_time_used"] else "without the time of the target"
-    return Table(title=f"Arms ({kind})", header=header, rows=rows)
+    return Table(title=f"Arms on {found['task']} ({kind})", header=header, rows=rows)
 
 
 def arms_hard_table(found: Mapping[str, Any]) -> Table:
@@ -153,7 +155,8 @@ def arms_hard_table(found: Mapping[str, Any]) -> Table:
                 ]
                 if any(cells):
                     rows.append([f"{task.replace('_', ' ')}, {group}: {metric}", *cells])
-    return Table(title="Hard tasks of the arms, with the difference to the first", header=["", *arms], rows=rows)
+    title = f"Hard tasks of the arms on {found['task']}, with the difference to the first"
+    return Table(title=title, header=["", *arms], rows=rows)
 
 
 def _bounded(difference: Mapping[str, float] | None) -> str:

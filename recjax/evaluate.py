@@ -1,6 +1,7 @@
 """`recjax evaluate`: a checkpoint beside the baselines on every user of a split.
 
-Writes `<workdir>/<split>/metrics.json` and `per_user.npz` and prints the tables. With `--compare A B` it computes
+Writes `<workdir>/<split>/metrics.json` and `per_user.npz` and prints the tables; a mixture of several tasks has them
+in `<workdir>/<split>/<task>/`. With `--compare A B` it computes
 no ranks: it takes two folders that were evaluated before and says whether A is better than B.
 """
 
@@ -24,23 +25,29 @@ SPLITS = ("test", "valid")
 
 def evaluate_run(
     recipe: Recipe, workdir: Path, *, split: str = "test", checkpoint: str = "", cache: Path | None = None
-) -> Result:
-    """Evaluate a checkpoint of `workdir`, and save the result in `workdir/split`.
+) -> dict[str, Result]:
+    """Evaluate a checkpoint of `workdir` on every task of the mixture, and save what was found: task -> result.
 
     `checkpoint` chooses as in `trained.load`. Raises `CheckpointError` when there is none that fits.
     """
     run = load(recipe, workdir, checkpoint=checkpoint, cache=cache)
-    evaluator = run.assembly.evaluator(split)
     stated = {
         "history_length": recipe.feed.history_length,
         "recipe": recipe.name,
         "checkpoint_step": run.step,
         "seeds": {"recipe": recipe.seed},
     }
-    result = assess(evaluator, run.params, stated)
-    if distributed.is_lead():
-        result.save(workdir / split)
-    return result
+    found = {}
+    for at, task in enumerate(recipe.mixture.tasks):
+        found[task.name] = assess(run.assembly.evaluator(split, at), run.params, stated)
+        if distributed.is_lead():
+            found[task.name].save(folder_of(recipe, workdir, split, task.name))
+    return found
+
+
+def folder_of(recipe: Recipe, workdir: Path, split: str, task: str) -> Path:
+    """Where the result of a task lies."""
+    return workdir / split / task if len(recipe.mixture.tasks) > 1 else workdir / split
 
 
 def show(tables: Sequence[Table], note: str = "") -> None:
@@ -108,12 +115,15 @@ def main(argv: list[str]) -> int:
     if given.args.workdir is None:
         raise ConfigError("whose checkpoint is to be evaluated?", expected="--workdir=DIR, the folder of a run")
     workdir, split = given.args.workdir, given.args.split
-    result = evaluate_run(given.recipe, workdir, split=split, checkpoint=given.args.checkpoint, cache=given.args.cache)
+    found = evaluate_run(given.recipe, workdir, split=split, checkpoint=given.args.checkpoint, cache=given.args.cache)
     if distributed.is_lead():
-        metrics = result.metrics()
-        world = "simulated data" if metrics["protocol"]["simulated"] else metrics["protocol"]["task"]
-        note = f"{metrics['protocol']['users']:,} users of {world}, split {split}; {workdir / split / METRICS}"
-        show([systems_table(metrics), differences_table(metrics), buckets_table(metrics), *hard_tables(metrics)], note)
+        for task, result in found.items():
+            metrics = result.metrics()
+            world = "simulated data" if metrics["protocol"]["simulated"] else metrics["protocol"]["task"]
+            place = folder_of(given.recipe, workdir, split, task) / METRICS
+            note = f"{metrics['protocol']['users']:,} users of {world}, split {split}; {place}"
+            tables = [systems_table(metrics), differences_table(metrics), buckets_table(metrics)]
+            show([*tables, *hard_tables(metrics)], note)
     return 0
 
 

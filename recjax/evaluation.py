@@ -30,6 +30,7 @@ from recjax.data.examples import Examples
 from recjax.data.heldout_packed import packed_batches
 from recjax.data.pipeline import eval_batches
 from recjax.data.sampled import HeldExamples, View
+from recjax.data.spelling import Prompts
 from recjax.data.vocab import FIRST_ITEM
 from recjax.metrics.buckets import item_buckets, popularity_percentile, user_buckets
 from recjax.metrics.topk import Coverage
@@ -55,12 +56,14 @@ class Evaluator:
         split: str,
         config: Evaluation,
         model: Functional | None = None,
+        prompts: Prompts | None = None,
         history_length: int = 0,
         times: str = "none",
         temperature: float = 1.0,
         mesh: Mesh | None = None,
     ) -> None:
-        """`temperature` is what the training objective divides scores by, for the likelihood of a target.
+        """`temperature` is what the training objective divides scores by, for the likelihood of a target; `prompts`
+        is how a model of tokens is asked.
 
         Raises `ConfigError` when a cut-off exceeds the catalogue, `ExamplesError` for a split without users.
         """
@@ -73,7 +76,7 @@ class Evaluator:
             )
         self.split, self.config, self.mesh = split, config, mesh
         self.examples = HeldExamples(examples.path, examples.manifest, config.max_users, config.seed)
-        self.valid = vocab.valid
+        self.valid, self.prompts = vocab.valid, prompts
         self.history_length, self.model, self.times, self.temperature = history_length, model, times, temperature
         self._percentile = popularity_percentile(examples.item_count, vocab.valid)
         self._step, self._packs = None, False
@@ -87,6 +90,11 @@ class Evaluator:
     def _look(self) -> None:
         """What follows from the users of the split."""
         self.records = Records.of(self.examples, self.split)
+        prompts, length = self.prompts, self.history_length
+        self._asked, self._slots = self.examples, length
+        if prompts is not None:
+            self._asked = self.examples.through(self.split, lambda records: prompts.spell(records, length))
+            self._slots = prompts.slots(length)
         if not len(self.records):
             raise ExamplesError(f"the split {self.split!r} has no users to rank", where=str(self.examples.path))
         users = self.records.user_index
@@ -171,20 +179,19 @@ class Evaluator:
         parts = int(np.lcm(self.mesh.size_of("batch") if self.mesh else 1, jax.process_count()))
         place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         if packed and self._packs:
-            source, size = self.examples.source(self.split), self.config.batch_size
-            length = self.history_length
-            batches = packed_batches(source, users=size, row_length=length, times=self.times, parts=parts, **place)
+            source, size = self._asked.source(self.split), self.config.batch_size
+            batches = packed_batches(source, users=size, row_length=self._slots, times=self.times, parts=parts, **place)
         else:
             batches = self._padded(parts, place)
         return map(self._completed, batches)
 
     def _padded(self, parts: int, place: Mapping[str, int]) -> Iterator[dict[str, np.ndarray]]:
         """A row for each user, cut to a few widths, without slots that are padding in all rows of all processes."""
-        size, length = -(-self.config.batch_size // parts) * parts, self.history_length
+        size, length = -(-self.config.batch_size // parts) * parts, self._slots
         batches = eval_batches(
-            self.examples, self.split, batch_size=size, history_length=length, times=self.times, **place
+            self._asked, self.split, batch_size=size, history_length=length, times=self.times, **place
         )
-        lengths = np.sort(self.examples.source(self.split).lengths)[::-1]
+        lengths = np.sort(self._asked.source(self.split).lengths)[::-1]
         for batch, longest in zip(batches, lengths[::size].tolist(), strict=True):
             width = min(max(_SMALLEST_WIDTH, 1 << (longest - 1).bit_length()), length)
             if batch["segment_ids"][:, width:].any():
@@ -212,7 +219,8 @@ class Evaluator:
         step = self._step
         if step is None:
             raise ValueError("this evaluator was made without a model")
-        for batch, outputs in run_late(lambda b: step(params, b, self.valid), map(self.place, self.batches())):
+        valid = self.valid if self.prompts is None else self.prompts.tokens.valid
+        for batch, outputs in run_late(lambda b: step(params, b, valid), map(self.place, self.batches())):
             yield read(batch, outputs)
 
 

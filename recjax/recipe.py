@@ -25,12 +25,15 @@ from recjax.core.state import TrainState
 from recjax.core.step import TrainStep, make_train_step
 from recjax.core.warm_start import WarmStart
 from recjax.data.examples import Examples
-from recjax.data.pipeline import Feed
+from recjax.data.pipeline import BatchIterator, Feed, train_batches
+from recjax.data.spelling import Prompts
+from recjax.data.tokens import Spelling
 from recjax.evaluation import Evaluation, Evaluator
 from recjax.losses.objective import Objective
 from recjax.tasks.mixtures import Mixture
 
 _SEEDS = 2**31
+_FIT = 0x666974  # what a draw is for
 _FIT = 0x666974  # what a draw is for
 
 Facts = Callable[[Sequence[Examples]], dict[str, np.ndarray]]
@@ -47,7 +50,8 @@ class Recipe:
 
     `facts` compute, from the examples, arrays over the catalogue that the model reads from its batch as `item/<name>`
     [v, ...]: content vectors, popularity. They are made again for every run, are no parameters, and are never part of
-    a checkpoint. `warm_start` is where the parameters of a fresh run come from.
+    a checkpoint. `warm_start` is where the parameters of a fresh run come from. `spelling` is how items and texts
+    become tokens, the rows of the model's table; without it these are the rows of the items.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Recipe:
     model: Callable[..., Module]
     objectives: Sequence[Objective]
     facts: Sequence[Facts] = ()
+    spelling: Spelling | None = None
     warm_start: WarmStart | None = None
     optimizer: optim.Optimizer = optim.Optimizer()
     mesh: MeshConfig = MeshConfig()
@@ -122,7 +127,9 @@ class Assembly:
                 where=f"MESH = {recipe.mesh.shape!r} with accumulate = {recipe.accumulate}",
                 mend="take a batch size that is a multiple of the batch axes times accumulate",
             )
-        make = functools.partial(recipe.model, num_rows=self.vocab.num_rows)
+        self.tokens = recipe.spelling.make(examples) if recipe.spelling else None
+        self.num_rows = self.tokens.num_rows if self.tokens else self.vocab.num_rows
+        make = functools.partial(recipe.model, num_rows=self.num_rows)
         self.model = Functional(lambda rngs: make(rngs=rngs))
         self.facts = self._make_facts()
         self._check_positions()
@@ -148,10 +155,13 @@ class Assembly:
     def _check_positions(self) -> None:
         """Positions beyond the learned ones would silently share the last of them."""
         model: Any = self.model.bind(self.abstract_params())
-        longest, needed = getattr(model, "max_length", None), self.recipe.feed.history_length
+        feed = self.recipe.feed
+        longest, needed = getattr(model, "max_length", None), feed.history_length
+        if self.tokens is not None:
+            needed = max(needed * self.tokens.levels, feed.text_length if self.tokens.text_size else 0)
         if longest is not None and longest < needed:
             raise ConfigError(
-                f"the model has positions for {longest} events and is fed {needed}",
+                f"the model has positions for {longest} slots and is fed {needed}",
                 where="Feed.history_length",
                 expected=f"at most {longest}",
                 mend="raise the max_length of the model, or lower Feed.history_length",
@@ -164,7 +174,7 @@ class Assembly:
             for name, value in make(self.examples).items():
                 if not name.startswith("item/") or name in found:
                     raise ValueError(f"a fact must have a name of its own that begins with item/, not {name!r}")
-                by_row = value.ndim and value.shape[0] == self.vocab.num_rows
+                by_row = value.ndim and value.shape[0] in (self.vocab.num_rows, self.num_rows)
                 sharding = self.mesh.sharding(("items",) if by_row else ())
                 found[name] = jax.make_array_from_callback(value.shape, sharding, lambda i, value=value: value[i])
         return found
@@ -177,7 +187,9 @@ class Assembly:
     def vocabulary_hash(self) -> str:
         """The hash of the vocabulary that the parameters are tied to; "" when none of them has a row for each item."""
         axes = jax.tree.leaves(self.model.axes, is_leaf=lambda x: isinstance(x, tuple))
-        return self.vocab.hash if any("items" in names for names in axes) else ""
+        if not any("items" in names for names in axes):
+            return ""
+        return f"{self.vocab.hash}.{self.tokens.hash}" if self.tokens else self.vocab.hash
 
     def abstract_params(self) -> Any:
         """Shapes and dtypes of the parameters; nothing is allocated."""
@@ -200,13 +212,26 @@ class Assembly:
             params = self.model.fit(params, facts, jax.random.fold_in(key, _FIT))
         return state.create(params, self.optimizer)
 
-    def evaluator(self, split: str) -> Evaluator:
-        """Ranks the users of a split of the first task with any parameters of this model."""
+    def batches(self, *, process_index: int = 0, process_count: int = 1) -> BatchIterator:
+        """The training batches of a process."""
+        return train_batches(
+            self.examples,
+            self.recipe.mixture.resolved([e.count("train") for e in self.examples]),
+            self.recipe.feed,
+            seed=self.recipe.seed,
+            tokens=self.tokens,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def evaluator(self, split: str, task: int = 0) -> Evaluator:
+        """Ranks the users of a split of a task with any parameters of this model."""
         return Evaluator(
-            self.examples[0],
+            self.examples[task],
             split=split,
             config=self.recipe.evaluation,
             model=self.model,
+            prompts=None if self.tokens is None else Prompts(self.tokens, self.recipe.feed.text_length),
             history_length=self.recipe.feed.history_length,
             times=self.recipe.feed.times,
             temperature=next((t for o in self.recipe.objectives if (t := getattr(o, "temperature", None))), 1.0),
@@ -237,12 +262,14 @@ class Assembly:
     def const(self) -> dict[str, jax.Array]:
         """The facts about the examples that objectives may ask for (see `losses.objective`)."""
         count = np.stack([e.item_count for e in self.examples]).sum(axis=0, dtype=np.float32)
-        valid = self.vocab.valid
+        valid, num_items = self.vocab.valid, self.vocab.num_items
+        if self.tokens is not None:
+            count, valid, num_items = self.tokens.counts(count), self.tokens.valid, sum(self.tokens.sizes)
         sharding = self.mesh.sharding(("items",))
         const: dict[str, jax.Array] = {
             "item_count": jax.make_array_from_callback(count.shape, sharding, lambda i: count[i]),
             "item_valid": jax.make_array_from_callback(valid.shape, sharding, lambda i: valid[i]),
-            "num_items": jax.device_put(np.int32(self.vocab.num_items), self.mesh.sharding()),
+            "num_items": jax.device_put(np.int32(num_items), self.mesh.sharding()),
             **self.facts,
         }
         with self.mesh.activate():

@@ -70,6 +70,7 @@ def write_report(folder: Path, report: Report) -> Path:
         _beside_baselines(report, images),
         _groups(report, images),
         hard_section(report.metrics),
+        *map(_task, report.metrics.get("tasks", [])),
         f"## Training\n\n{images['training']}" if "training" in images else "",
         _samples(report),
         f"## Protocol\n\n{protocol_table(report.metrics).markdown()}",
@@ -183,6 +184,15 @@ def _groups(report: Report, images: Mapping[str, str]) -> str:
     table = buckets_table(report.metrics)
     rules = plain(report.metrics["protocol"].get("buckets", {}))
     return "\n\n".join(["## For whom it works", f"{table.title} ({rules}).", table.markdown(), images["buckets"]])
+
+
+def _task(metrics: Mapping[str, Any]) -> str:
+    """Another task of the mixture beside its baselines."""
+    parts = [f"## {metrics['protocol']['task']}", systems_table(metrics).markdown()]
+    for table in (differences_table(metrics), buckets_table(metrics)):
+        if table.rows:
+            parts += [f"{table.title}:", table.markdown()]
+    return "\n\n".join([*parts, f"{metrics['protocol']['users']:,} examples; {metrics['protocol']['split_rule']}."])
 
 
 def _samples(report: Report) -> str:

@@ -66,8 +66,13 @@ class Stage:
     header: Header
     workdir: Path
     outcome: Outcome
-    result: Result
+    results: dict[str, Result]
     targets_seen: float | None = None
+
+    @property
+    def result(self) -> Result:
+        """What was found for the first task."""
+        return next(iter(self.results.values()))
 
     def row(self) -> dict[str, Any]:
         """What the report says of it."""
@@ -106,7 +111,11 @@ def run(
             stages.append(found)
     main = [s.name for s in stages if s.header.role != "teacher"][-1:] or [stages[-1].name]
     last = [stage for stage in stages if stage.name == main[0]]
-    metrics = mean_of_seeds([stage.result.metrics() for stage in last], [stage.seed for stage in last])
+    metrics, *others = (
+        mean_of_seeds([stage.results[task].metrics() for stage in last], [stage.seed for stage in last])
+        for task in last[0].results
+    )
+    metrics["tasks"] = others
     metrics["arms"] = [compare_arms(group) for group in groups(_arms(stages)) if len(group) > 1]
     facts = {"machine": environment()}
     if distributed.is_lead():
@@ -147,7 +156,7 @@ def _stage(
     for kind in header.infer.replace(",", " ").split():
         if not (out := place / "artifacts" / kind).exists():
             infer_run(load(recipe, place, cache=cache), kind=kind, out=out)
-    result = evaluate_run(recipe, place, cache=cache)
+    results = evaluate_run(recipe, place, cache=cache)
     return Stage(
         recipe=recipe,
         seed=seed,
@@ -155,7 +164,7 @@ def _stage(
         header=header,
         workdir=place,
         outcome=outcome,
-        result=result,
+        results=results,
         targets_seen=_targets_seen(recipe, cache) if header.role == "arm" else None,
     )
 
@@ -163,7 +172,8 @@ def _stage(
 def _targets_seen(recipe: Recipe, cache: Path | None) -> float:
     """Share of the training targets of the first task that the recipe's steps reach at least once."""
     examples = ensure_prepared(recipe.mixture, cache)
-    batches = train_batches(examples, recipe.mixture.rates, recipe.feed, seed=recipe.seed)
+    rates = recipe.mixture.resolved([e.count("train") for e in examples])
+    batches = train_batches(examples, rates, recipe.feed, seed=recipe.seed)
     epochs = max(1, round(batches.epochs_of(recipe.train_steps, recipe.feed.batch_size)[0]))
     seen = batches.coverage([epochs])[0].total[0]
     batches.close()
@@ -180,12 +190,14 @@ def _bindings_for(file: Path, files: Sequence[Path], bindings: Sequence[str]) ->
 
 
 def _arms(stages: Sequence[Stage]) -> list[Arm]:
-    """The arms of an experiment in order, each with all its seeds."""
+    """The arms of an experiment in order, each with all its seeds and once for every task it was evaluated on."""
     names = list(dict.fromkeys(stage.name for stage in stages if stage.header.role == "arm"))
     found = []
     for name in names:
         mine = [stage for stage in stages if stage.name == name]
-        found.append(Arm(name=name, title=mine[0].header.title, results={s.seed: s.result for s in mine}))
+        for task in mine[0].results:
+            results = {stage.seed: stage.results[task] for stage in mine}
+            found.append(Arm(name=name, title=mine[0].header.title, results=results))
     return found
 
 
@@ -291,9 +303,10 @@ def main(argv: list[str]) -> int:
         return INTERRUPTED
     report, last = found
     if distributed.is_lead():
-        metrics = mean_of_seeds([stage.result.metrics() for stage in last], [stage.seed for stage in last])
-        metrics["arms"] = json.loads((workdir / METRICS).read_text(encoding="utf-8"))["arms"]
-        show([systems_table(metrics), differences_table(metrics), *map(arms_table, metrics["arms"])])
+        metrics = json.loads((workdir / METRICS).read_text(encoding="utf-8"))
+        for part in (metrics, *metrics["tasks"]):
+            show([systems_table(part), differences_table(part)])
+        show([*map(arms_table, metrics["arms"])])
         [examples, *_] = ensure_prepared(last[0].recipe.mixture, args.cache)
         for sample in last[0].result.samples[: (workdir / "bundle").is_dir()]:
             print("\n".join(recommend_to_someone(Bundle(workdir / "bundle"), examples, sample["user_index"])))

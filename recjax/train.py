@@ -29,10 +29,10 @@ from recjax.core.optim import eval_params, learning_rate, with_params
 from recjax.core.state import TrainState
 from recjax.core.warm_start import WarmStart, warm_start
 from recjax.core.writer import LateMetrics, RunWriter, StepMetrics
-from recjax.data.pipeline import BatchIterator, train_batches
 from recjax.models.sequence import count_parameters
 from recjax.prepare import ensure_prepared
 from recjax.recipe import Assembly, Recipe
+from recjax.results import System
 
 CHECKPOINTS = "checkpoints"
 INTERRUPTED = 143  # the exit status of a run that was told to stop, saved, and may be started again
@@ -130,15 +130,9 @@ class _Run:
     def __init__(self, assembly: Assembly, workdir: Path, profile: tuple[int, int] | None) -> None:
         recipe = assembly.recipe
         self.assembly, self.recipe, self.workdir, self.profile = assembly, recipe, workdir, profile
-        self.batches: BatchIterator = train_batches(
-            assembly.examples,
-            recipe.mixture.rates,
-            recipe.feed,
-            seed=recipe.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        self.evaluator = assembly.evaluator("valid")
+        self.batches = assembly.batches(process_index=jax.process_index(), process_count=jax.process_count())
+        names = [task.name for task in recipe.mixture.tasks]
+        self.evaluators = {name: assembly.evaluator("valid", number) for number, name in enumerate(names)}
         self.learning_rate = learning_rate(recipe.optimizer, recipe.train_steps)
         self.flops = assembly.flops_per_token()
         self.progress, self.pace = Progress(), Pace()
@@ -235,15 +229,28 @@ class _Run:
         writer.progress(found.step, loss=loss, epoch=f"{epochs:.1f}", **shown)
 
     def _evaluate(self, step: int, now: TrainState, writer: RunWriter) -> Mapping[str, float]:
-        """Metrics of the validation split, with the averaged parameters where there are any."""
-        ranked = self.evaluator(self.assembly.with_facts(eval_params(now)))
+        """Metrics of the validation split, with the averaged parameters where there are any; means over the tasks."""
+        params = self.assembly.with_facts(eval_params(now))
+        ranked = {name: evaluator(params) for name, evaluator in self.evaluators.items()}
+        values = {m: float(np.mean([r.values[m] for r in ranked.values()])) for m in self._shared(ranked)}
         metric = self.recipe.best_metric()
-        self.progress.note(step, ranked.values[metric], self.recipe.checkpoints.mode)
-        writer.write(step, {f"valid/{name}": value for name, value in ranked.values.items()})
-        line = ", ".join(f"{name} {value:.4f}" for name, value in ranked.values.items() if name.endswith("@10"))
+        self.progress.note(step, values[metric], self.recipe.checkpoints.mode)
         best = "best so far" if self.progress.best_step == step else f"best at step {self.progress.best_step}"
-        writer.message(f"valid at step {step:,}: {line} ({best}; {ranked.seconds:.1f} s)")
-        return ranked.values
+        written = {f"valid/{m}": value for m, value in values.items()}
+        for name, found in ranked.items():
+            line = ", ".join(f"{m} {value:.4f}" for m, value in found.values.items() if m.endswith("@10"))
+            where = f"valid, {name}," if len(ranked) > 1 else "valid"
+            writer.message(f"{where} at step {step:,}: {line} ({best}; {found.seconds:.1f} s)")
+            if len(ranked) > 1:
+                written |= {f"valid/{name}/{m}": value for m, value in found.values.items()}
+        writer.write(step, written)
+        return values
+
+    @staticmethod
+    def _shared(ranked: Mapping[str, System]) -> list[str]:
+        """The metrics that all tasks have."""
+        first, *others = ranked.values()
+        return [m for m in first.values if all(m in other.values for other in others)]
 
     def _after_evaluation(self, now: TrainState, metrics: Mapping[str, float]) -> TrainState:
         """Tell an optimiser that switches how it goes."""

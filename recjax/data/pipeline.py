@@ -25,14 +25,16 @@ from recjax.data.filling import TIME_FIELDS, empty, fill
 from recjax.data.hashing import hashed_with, hashes, uniform
 from recjax.data.heldout import eval_batches, process_rows
 from recjax.data.shards import ExampleSource
-from recjax.data.stream import Stream
+from recjax.data.spelling import ANSWERS, Shape, Speller
+from recjax.data.stream import Block, Stream
 from recjax.data.teacher import Rankings, Teacher
+from recjax.data.tokens import Tokens
 from recjax.data.windows import History, check
 
 __all__ = ["BatchIterator", "Feed", "eval_batches", "train_batches"]
 
 # These do not change which row comes next.
-_NOT_ORDER = ("batch_size", "times", "teacher", "prefetch", "memory_gib")
+_NOT_ORDER = ("batch_size", "times", "teacher", "prefetch", "memory_gib", "answer", "answer_length", "text_length")
 _USERS = 0x75736572  # what a draw is for
 _READ_AT_ONCE = 8192
 
@@ -54,6 +56,11 @@ class Feed:
     window, and is hidden with this probability, at least one of each window. A hidden slot has `masked` 1 and the item
     as target; the others have weight 0.
 
+    Where a recipe spells items in tokens (`recjax.data.tokens`), `row_length` counts tokens and the windows are spelled
+    (`recjax.data.spelling`): with `answer` "inline" every token of an item is predicted in the row, with "decoder" the
+    last event of each window is, in rows of `answer_length` tokens of their own; "every" is the history for that. The
+    first `text_length` tokens of a text are read.
+
     With a `teacher`, `teacher/rows` and `teacher/distance` give its list for each event to be predicted.
 
     With `pack` several windows share a row, without it each has its own. `block` is the number of windows packed at a
@@ -71,6 +78,9 @@ class Feed:
     context: int = 0
     user_fraction: float = 1.0
     mask_rate: float = 0.0
+    answer: str = "inline"
+    answer_length: int = 64
+    text_length: int = 32
     times: str = "none"
     teacher: Teacher | None = None
     block: int = 0
@@ -78,7 +88,7 @@ class Feed:
     memory_gib: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "row_length", "history_length"):
+        for name in ("batch_size", "row_length", "history_length", "answer_length", "text_length"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Feed.{name} = {getattr(self, name)}", expected="at least 1")
         for name in ("block", "prefetch"):
@@ -94,6 +104,8 @@ class Feed:
             )
         if self.times not in TIME_FIELDS:
             raise ConfigError(f"Feed.times = {self.times!r}", expected=" or ".join(map(repr, TIME_FIELDS)))
+        if self.answer not in ANSWERS:
+            raise ConfigError(f"Feed.answer = {self.answer!r}", expected=" or ".join(map(repr, ANSWERS)))
         if self.history_length > self.row_length:
             raise ConfigError(
                 f"a window of {self.history_length} does not fit a row of {self.row_length}",
@@ -166,9 +178,9 @@ class BatchIterator(grain.DatasetIterator[Batch]):
 
     @property
     def row_use(self) -> float:
-        """Share of the slots that hold a target, in the first block."""
+        """Share of the slots that are not padding, in the first block."""
         first = self._first
-        return float(first.length.sum()) / (first.num_rows * self._stream.row_length)
+        return float(first.slots.sum()) / (first.num_rows * self._stream.row_length)
 
 
 def train_batches(
@@ -177,10 +189,13 @@ def train_batches(
     feed: Feed,
     *,
     seed: int,
+    tokens: Tokens | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> BatchIterator:
     """An endless iterator over this process's rows of the training batches.
+
+    With `tokens` the windows are spelled in them, and the rows of the batch are rows of a table of tokens.
 
     `history_ids`, `target_ids`, `positions`, `segment_ids`, `weight`, and `history_time` and `query_time` as
     `feed.times` says, each [batch_size / process_count, row_length]. The slices of all processes, one after the other,
@@ -210,14 +225,17 @@ def train_batches(
             )
     rankings = [feed.teacher.read(e) for e in examples] if feed.teacher else []
     sources = [e.source("train", memory_bytes=int(feed.memory_gib * 2**30)) for e in examples]
+    speller = None if tokens is None else _speller(tokens, examples, sources, feed)
     stream = Stream(
-        [_fed_lengths(source, feed) for source in sources],
+        [_fed_lengths(source, feed, speller, task) for task, source in enumerate(sources)],
         rates,
         row_length=feed.row_length,
         history_length=feed.history_length,
         cut=feed.history,
         packed=feed.pack,
         context=feed.context,
+        last_only=feed.answer == "decoder",
+        slots=None if speller is None else speller.slots,
         block=feed.block,
         seed=seed,
     )
@@ -229,8 +247,10 @@ def train_batches(
         "rates": list(rates),
         "seed": seed,
     }
+    if tokens is not None:
+        order |= {"tokens": tokens.hash, "spelled": [feed.answer, feed.answer_length, feed.text_length]}
     identity = hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()[:16]
-    parent = _RowIterator(sources, stream, feed, rows, identity, rankings)
+    parent = _RowIterator(sources, stream, feed, rows, identity, rankings, speller)
     return BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator(parent, feed.prefetch), stream)
 
 
@@ -245,9 +265,10 @@ class _RowIterator(grain.DatasetIterator[Batch]):
         rows: slice,
         identity: str,
         rankings: Sequence[Rankings],
+        speller: Speller | None,
     ) -> None:
         super().__init__()
-        self._rankings = rankings
+        self._rankings, self._speller = rankings, speller
         self._sources, self._stream, self._feed, self._rows, self._identity = sources, stream, feed, rows, identity
         self._block, self._row = 0, 0
 
@@ -266,11 +287,7 @@ class _RowIterator(grain.DatasetIterator[Batch]):
         self._block, self._row = int(state["block"]), int(state["row"])
 
     def __next__(self) -> Batch:
-        size = self._rows.stop - self._rows.start
-        listed = self._rankings[0].k if self._rankings else 0
-        masked = self._feed.mask_rate > 0
-        batch = empty(size, self._feed.row_length, times=self._feed.times, masked=masked, listed=listed)
-        done = 0
+        batch, done = self._empty(self._rows.stop - self._rows.start), 0
         while done < self._feed.batch_size:
             block = self._stream.plan(self._block)
             count = min(self._feed.batch_size - done, block.num_rows - self._row)
@@ -279,17 +296,56 @@ class _RowIterator(grain.DatasetIterator[Batch]):
                 at = slice(done + first - self._rows.start, done + last - self._rows.start)
                 part = {k: v[at] for k, v in batch.items()}
                 kept = range(self._row + first, self._row + last)
-                fill(part, block, kept, self._sources, mask_rate=self._feed.mask_rate, rankings=self._rankings)
+                self._fill(part, block, kept)
             done += count
             self._row += count
             if self._row == block.num_rows:
                 self._block, self._row = self._block + 1, 0
         return batch
 
+    def _empty(self, rows: int) -> Batch:
+        if self._speller is not None:
+            return self._speller.empty(rows)
+        listed, masked = self._rankings[0].k if self._rankings else 0, self._feed.mask_rate > 0
+        return empty(rows, self._feed.row_length, times=self._feed.times, masked=masked, listed=listed)
 
-def _fed_lengths(source: ExampleSource, feed: Feed) -> np.ndarray:
+    def _fill(self, part: Batch, block: Block, kept: range) -> None:
+        if self._speller is not None:
+            self._speller.fill(part, block, kept)
+        else:
+            fill(part, block, kept, self._sources, mask_rate=self._feed.mask_rate, rankings=self._rankings)
+
+
+def _speller(tokens: Tokens, examples: Sequence[Examples], sources: Sequence[ExampleSource], feed: Feed) -> Speller:
+    """What spells these examples; raises `ConfigError` for what a feed of tokens does not do."""
+    for name, value, only in (
+        ("mask_rate", feed.mask_rate, 0.0),
+        ("times", feed.times, "none"),
+        ("teacher", feed.teacher, None),
+    ):
+        if value != only:
+            raise ConfigError(f"Feed.{name} = {value!r} where items are spelled in tokens", expected=repr(only))
+    has_text = [any(f.name == "text" for f in e.schema("train")) for e in examples]
+    shape = Shape(
+        answer=feed.answer,
+        text_length=feed.text_length,
+        row_length=feed.row_length,
+        answer_length=feed.answer_length,
+    )
+    speller = Speller(tokens, sources, has_text, shape)
+    needed = speller.longest(feed.history_length + 1)
+    if needed > feed.row_length:
+        raise ConfigError(
+            f"a window of {feed.history_length} targets can take {needed} tokens, a row has {feed.row_length}",
+            where="Feed.row_length, Feed.history_length",
+            mend="raise row_length, or lower history_length or text_length",
+        )
+    return speller
+
+
+def _fed_lengths(source: ExampleSource, feed: Feed, speller: Speller | None, task: int) -> np.ndarray:
     """int64: how many events of each example are fed."""
-    lengths = source.lengths.astype(np.int64)
+    lengths = source.lengths.astype(np.int64) if speller is None else speller.events(task)
     if feed.mask_rate:  # as if there were an event before the first, so that the first can be a target too
         lengths = np.where(lengths > 1, lengths + 1, 0)
     if feed.user_fraction < 1:

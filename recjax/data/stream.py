@@ -10,7 +10,7 @@ all its windows every epoch. Nothing here depends on the number of processes or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,9 @@ _MIN_BLOCK = 2048
 _MIN_BLOCK_ROWS = 64
 _THIN = np.uint64(0x7468696E)  # what a draw is for
 _HASH_BITS = 32
+
+# (task, examples, targets of the windows) -> how many slots each window takes
+Slots = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 
 def share(positions: np.ndarray, rates: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -73,9 +76,9 @@ class Block:
     """The windows of one block in order of row; row r holds windows `bounds[r]` to `bounds[r + 1]`.
 
     Window k has `length[k]` targets: it is the `length[k] + 1` events from `start[k]` on of example `example[k]` of
-    task `task[k]`, and lies from slot `offset[k]` on in `row[k]` as `segment[k]`. Its first `skip[k]` targets are not
-    trained on. Where `thinned[k]`, its events are as many of the whole example, in order (see `thin`). `draw[k]` is a
-    uint64 hash of the seed, the task, the epoch and the example.
+    task `task[k]`, and lies in `slots[k]` slots from `offset[k]` on in `row[k]` as `segment[k]`. Its first `skip[k]`
+    targets are not trained on. Where `thinned[k]`, its events are as many of the whole example, in order (see `thin`).
+    `draw[k]` is a uint64 hash of the seed, the task, the epoch and the example.
     """
 
     task: np.ndarray
@@ -83,6 +86,7 @@ class Block:
     draw: np.ndarray
     start: np.ndarray
     length: np.ndarray
+    slots: np.ndarray
     skip: np.ndarray
     thinned: np.ndarray
     row: np.ndarray
@@ -98,7 +102,9 @@ class Block:
 class Stream:
     """The blocks of a mixture. `lengths[t]` are the numbers of events of the examples of task t.
 
-    Of a window that does not start with the first event of its example the first `context` targets are not trained on.
+    Of a window that does not start with the first event of its example the first `context` targets are not trained on;
+    with `last_only` the last target of a window alone is. `slots` says how much of a row the windows of these targets,
+    examples and task take: as many slots as they have targets, if it is not given.
     """
 
     def __init__(
@@ -111,6 +117,8 @@ class Stream:
         cut: History,
         packed: bool,
         context: int = 0,
+        last_only: bool = False,
+        slots: Slots | None = None,
         block: int = 0,
         seed: int = 0,
     ) -> None:
@@ -118,6 +126,7 @@ class Stream:
         self._lengths = [np.asarray(n, np.int64) for n in lengths]
         self.row_length, self._history_length, self._cut, self._packed = row_length, history_length, cut, packed
         self._context, self._modes = context, modes_of(cut)
+        self._last_only, self._slots = last_only, slots or (lambda task, example, length: length)
         self._windows = [_windows(self._modes[0].counts(n, history_length)) for n in self._lengths]
         for number, (example, _) in enumerate(self._windows):
             if not len(example):
@@ -219,7 +228,11 @@ class Stream:
                 found = self._places(t, e, example[at], numbers[window], draw[at])
                 start[at], end[at], skip[at], thinned[at] = found.start, found.end, found.skip, found.thinned
         length = end - start - 1
-        packing = pack(length, self.row_length) if self._packed else one_per_row(self.block)
+        slots = np.empty(self.block, np.int64)
+        for t in range(len(self._windows)):
+            mine = task == t
+            slots[mine] = self._slots(t, example[mine], length[mine])
+        packing = pack(slots, self.row_length) if self._packed else one_per_row(self.block)
         new_row = permutation(packing.num_rows, self._seed, 2, number) if self._packed else np.arange(self.block)
         row = new_row[packing.row]
         order = np.lexsort((packing.offset, row))
@@ -229,6 +242,7 @@ class Stream:
             draw=draw[order],
             start=start[order],
             length=length[order],
+            slots=slots[order],
             skip=skip[order],
             thinned=thinned[order],
             row=row[order],
@@ -242,6 +256,8 @@ class Stream:
 
     def _places(self, task: int, epoch: int, example: np.ndarray, number: np.ndarray, draws: np.ndarray) -> Place:
         found = place(self._cut, self._lengths[task][example], number, self._history_length, epoch, draws)
+        if self._last_only:
+            return Place(found.start, found.end, found.end - found.start - 2, found.thinned)
         if not self._context:
             return found
         is_cut = (found.start > 0) | found.thinned
@@ -251,7 +267,7 @@ class Stream:
     @property
     def _is_even(self) -> bool:
         """Whether all epochs have as many targets."""
-        return len(self._modes) == 1 and self._modes[0].is_even and not self._context
+        return self._last_only or (len(self._modes) == 1 and self._modes[0].is_even and not self._context)
 
     def _total(self, task: int, epoch: int) -> int:
         """Targets of an epoch."""
@@ -274,8 +290,14 @@ class Stream:
         if not self._packed:
             return _MIN_BLOCK
         shares = np.array(self._rates) / sum(self._rates)
-        mean = sum(s * t / w for s, t, w in zip(shares, self.epoch_targets, self.epoch_windows, strict=True))
+        mean = sum(s * self._mean_slots(task) for task, s in enumerate(shares))
         return max(_MIN_BLOCK, 1 << int(np.ceil(np.log2(_MIN_BLOCK_ROWS * self.row_length / mean))))
+
+    def _mean_slots(self, task: int) -> float:
+        """Slots of a window of the first epoch."""
+        example = self._windows[task][0]
+        found = self.places(task, 0, np.arange(len(example)))
+        return float(self._slots(task, example, found.end - found.start - 1).mean())
 
 
 def thin(draw: np.ndarray, length: np.ndarray, count: int) -> np.ndarray:

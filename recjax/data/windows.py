@@ -4,7 +4,7 @@ A window that ends before event `end` and starts at event `start` has the target
 predicted from the events of the window before it. A mode says how many windows an example has in an epoch, and where
 window number k of epoch e lies, as a function of the example's length, of e and of a draw made for (seed, task, epoch,
 example); so a window is the same whatever was fed before it. Examples with at most K + 1 events (K is the number of
-targets of a window) have one window in every mode, and it is the same: the whole example.
+targets of a window) have one window in every mode but "every", and it is the same: the whole example.
 
 Netflix' sliding windows (Joshi et al., RecSys 2024, arXiv 2409.14517) are "random" and "cycle" with one window of each
 user an epoch, and "chunk" or "tile" with `most`; "subsample" is the stochastic length of HSTU (Zhai et al. 2024).
@@ -163,6 +163,22 @@ class Tile(Chunk):
         return _whole(*tiles(lengths, self._end(lengths, number, limit, epoch), limit, draws))
 
 
+@dataclass(frozen=True)
+class Every(Mode):
+    """A window for every target, which is its last: for models that give one answer to all that came before it."""
+
+    @property
+    def is_single(self) -> bool:
+        return False
+
+    def counts(self, lengths: np.ndarray, limit: int) -> np.ndarray:
+        return np.maximum(lengths - 1, 0)
+
+    def place(self, lengths: np.ndarray, number: np.ndarray, limit: int, epoch: int, draws: np.ndarray) -> Place:
+        end = number + 2
+        return _whole(window_start(end, limit), end)
+
+
 MODES: dict[str, Mode] = {
     "last": Last(),
     "chunk": Chunk(),
@@ -170,6 +186,7 @@ MODES: dict[str, Mode] = {
     "random": Random(),
     "cycle": Cycle(),
     "subsample": Subsample(),
+    "every": Every(),
 }
 
 
