@@ -34,7 +34,6 @@ from recjax.tasks.mixtures import Mixture
 
 _SEEDS = 2**31
 _FIT = 0x666974  # what a draw is for
-_FIT = 0x666974  # what a draw is for
 
 Facts = Callable[[Sequence[Examples]], dict[str, np.ndarray]]
 

@@ -159,7 +159,7 @@ def _with(params: Params, values: Mapping[str, jax.Array]) -> Params:
     for path, value in values.items():
         name, _, rest = path.partition("/")
         if not rest and (value.shape, value.dtype) != (params[name].shape, params[name].dtype):
-            raise ValueError(f"{path}: {value.dtype} {value.shape} instead of {params[name].dtype} {params[name].shape}")
+            raise ValueError(f"{path}: {value.dtype}{value.shape}, not {params[name].dtype}{params[name].shape}")
         out[name] = _with(out[name], {rest: value}) if rest else value
     return out
 
