@@ -25,6 +25,7 @@ TIE_RULES = {
     "leave_one_out": "events of a user at the same time stay in file order",
     "leave_last": "events of a user at the same time stay in file order",
     "global_time": "an event at the cut-off time is after it; events of a user at the same time stay in file order",
+    "given": "events of a user at the same time stay in file order",
 }
 
 
@@ -33,7 +34,8 @@ class Histories:
     """All events, user after user, oldest first.
 
     User u is `user_ids[u]` and has the events `offsets[u]` to `offsets[u + 1]`; event e is item `item_ids[items[e]]` at
-    `times[e]` seconds (None without times). Users and items are sorted by their ids.
+    `times[e]` seconds (None without times). Users and items are sorted by their ids. `splits[e]` is the number in
+    `SPLITS` of the split that a column of the log gives event e, -1 where it gives none of them.
     """
 
     user_ids: pl.Series
@@ -41,6 +43,7 @@ class Histories:
     offsets: np.ndarray
     items: np.ndarray
     times: np.ndarray | None
+    splits: np.ndarray | None = None
     users_dropped: int = 0
     events_dropped: int = 0
 
@@ -52,9 +55,10 @@ class Histories:
 def histories(interactions: pl.DataFrame, *, min_events: int = 1) -> Histories:
     """Group a log by user; users with fewer than `min_events` events are left out as if they were not in the log.
 
-    Needs user_id, item_id, `order`, and timestamp where there are times.
+    Needs user_id, item_id, `order`, timestamp where there are times, and split where splits are given.
     """
-    log = interactions.select(["user_id", "item_id", "order", *_times_of(interactions)])
+    more = [c for c in ("timestamp", "split") if c in interactions.columns]
+    log = interactions.select(["user_id", "item_id", "order", *more])
     log = log.sort(["user_id", "order"], maintain_order=True)
     users = log.get_column("user_id").rle_id().to_numpy()
     counts = np.bincount(users, minlength=0)
@@ -75,6 +79,7 @@ def histories(interactions: pl.DataFrame, *, min_events: int = 1) -> Histories:
         offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[kept], dtype=np.int64)]),
         items=(item.rank("dense") - 1).cast(pl.Int32).to_numpy(),
         times=log.get_column("timestamp").to_numpy() if "timestamp" in log.columns else None,
+        splits=_numbered(log.get_column("split")) if "split" in log.columns else None,
         users_dropped=int(np.count_nonzero(~kept)),
         events_dropped=int(counts[~kept].sum()),
     )
@@ -143,5 +148,26 @@ def global_time(lengths: np.ndarray, before_valid: np.ndarray, before_test: np.n
     )
 
 
-def _times_of(interactions: pl.DataFrame) -> list[str]:
-    return ["timestamp"] if "timestamp" in interactions.columns else []
+def given(splits: np.ndarray, offsets: np.ndarray) -> Cuts:
+    """As the events say: a user's first event of a held-out split is the target, all events before it the history.
+
+    Raises `DataError` when an event is in no split, or a user's events are not first train, then valid, then test.
+    """
+    mend = "write train, valid or test, in this order within each user"
+    if (splits < 0).any():
+        raise DataError("an event is in no split", where="interactions, column split", mend=mend)
+    first = np.zeros(len(splits), bool)
+    first[offsets[:-1]] = True
+    back = np.flatnonzero((np.diff(splits, prepend=0) < 0) & ~first)
+    if len(back):
+        number = int(np.searchsorted(offsets, back[0], "right"))
+        what = f"a {SPLITS[splits[back[0]]]} event comes after a {SPLITS[splits[back[0] - 1]]} event of the same user"
+        raise DataError(what, where=f"interactions, column split, user number {number}", mend=mend)
+    sums = [np.concatenate([np.zeros(1, np.int64), np.cumsum(splits < k)]) for k in (1, 2)]
+    return global_time(np.diff(offsets), *(s[offsets[1:]] - s[offsets[:-1]] for s in sums))
+
+
+def _numbered(splits: pl.Series) -> np.ndarray:
+    """int8: the number of each split's name, -1 for other values."""
+    names = splits.cast(pl.String)
+    return names.replace_strict(list(SPLITS), range(len(SPLITS)), default=-1, return_dtype=pl.Int8).to_numpy()

@@ -16,7 +16,7 @@ from recjax.data.sources import DataDir
 from recjax.tasks.work import LATER, Work
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
-_SPLITS = ("leave_one_out", "leave_last", "global_time")
+_SPLITS = ("leave_one_out", "leave_last", "global_time", "given")
 _CATALOGUES = ("interactions", "items")
 
 
@@ -25,10 +25,12 @@ class NextItem:
     """Next-item prediction over a data directory.
 
     `split` is "leave_one_out" (each user's last event for test, the one before for valid), "leave_last" (the first
-    of each user's last `held_out` events for test, the event before it for valid) or "global_time" (the last
+    of each user's last `held_out` events for test, the event before it for valid), "global_time" (the last
     `test_fraction` of the events in time are the test period, the `valid_fraction` before them the valid period; the
-    first event of a user in a period is the target). A held-out example has as its `future` all events of the user
-    from the target on that are held out with it. Users with fewer than `min_events` events are left out altogether.
+    first event of a user in a period is the target) or "given" (the column split of the interactions says which events
+    are train, valid and test; again a user's first event of a split is the target). A held-out example has as its
+    `future` all events of the user from the target on that are held out with it. Users with fewer than `min_events`
+    events are left out altogether.
     Before that, without `repeats` only the first event of a user with an item counts, and above 1 `k_core` leaves out
     users and items with fewer events than that, again and again until all that are left have as many.
     `catalogue` says which items can be recommended: those of the "interactions" or those of the "items" table.

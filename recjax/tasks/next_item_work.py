@@ -16,6 +16,7 @@ from recjax.data.history import (
     Histories,
     cutoff_times,
     events_before,
+    given,
     global_time,
     histories,
     leave_last,
@@ -114,6 +115,16 @@ def _cuts(task: NextItem, log: Histories) -> tuple[Cuts, str]:
     if task.split == "leave_last":
         rule = f"leave last: the first of the last {task.held_out} events is the test target, the one before it "
         return leave_last(log.lengths, task.held_out), rule + "the valid target"
+    if task.split == "given":
+        if log.splits is None:
+            raise DataError(
+                'NextItem.split = "given" needs a column split',
+                where="interactions",
+                expected="train, valid or test for every event",
+                mend='bring it, or set NextItem.split = "leave_one_out"',
+            )
+        rule = "given by the column split: the first event of a user in a split is the target"
+        return given(log.splits, log.offsets), rule
     if log.times is None:
         raise DataError(
             "the split global_time needs times",

@@ -6,6 +6,7 @@ from recjax.core.errors import DataError
 from recjax.data.history import (
     cutoff_times,
     events_before,
+    given,
     global_time,
     histories,
     leave_last,
@@ -137,3 +138,29 @@ def test_an_event_at_the_cutoff_is_after_it_and_equal_times_keep_file_order() ->
     assert before.tolist() == [1]
     cuts = global_time(np.array([5]), before, events_before(times, offsets, 30))
     assert (cuts.train_end[0], cuts.valid_at[0], cuts.test_at[0]) == (1, 1, 4)  # the first of the three in the file
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_given_splits_are_those_of_the_column(seed: int) -> None:
+    """A column that says what a cut in time does gives the same cuts."""
+    log = random_log(seed)
+    first = histories(log)
+    assert first.times is not None and first.splits is None
+    valid, test = cutoff_times(first.times, valid_fraction=0.2, test_fraction=0.2)
+    name = pl.when(pl.col("timestamp") < valid).then(pl.lit("train"))
+    name = name.when(pl.col("timestamp") < test).then(pl.lit("valid")).otherwise(pl.lit("test"))
+    found = histories(log.with_columns(split=name))
+    assert found.splits is not None
+    cuts = given(found.splits, found.offsets)
+    before = (events_before(first.times, first.offsets, t) for t in (valid, test))
+    for one, other in zip(vars(cuts).values(), vars(global_time(first.lengths, *before)).values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_given_splits_that_go_back_are_refused() -> None:
+    offsets = np.array([0, 2, 5])
+    assert given(np.array([1, 2, 0, 0, 2]), offsets).test_at.tolist() == [1, 2]
+    with pytest.raises(DataError, match=r"train event comes after a test event(.|\n)*user number 2"):
+        given(np.array([0, 2, 0, 2, 0]), offsets)
+    with pytest.raises(DataError, match="in no split"):
+        given(np.array([0, -1, 0, 0, 0]), offsets)

@@ -220,3 +220,19 @@ def test_data_that_lacks_what_the_task_needs_is_told() -> None:
     single = tables.interactions.filter(pl.col("order") == 0)
     with pytest.raises(DataError, match="two events to train on"):
         NextItem().work_on(Tables(interactions=single))
+
+
+def test_splits_can_be_given() -> None:
+    tables = random_tables(1)
+    times = tables.interactions["timestamp"]
+    valid, test = cutoffs_by_hand(users_of(NextItem(), tables))
+    said = (
+        pl.when(times < valid).then(pl.lit("train")).when(times < test).then(pl.lit("valid")).otherwise(pl.lit("test"))
+    )
+    given = dataclasses.replace(tables, interactions=tables.interactions.with_columns(split=said))
+    found, expected = NextItem(split="given").work_on(given), NextItem(split="global_time").work_on(tables)
+    for split in found.schemas:
+        for one, other in zip(examples_of(found, split), examples_of(expected, split), strict=True):
+            assert {k: v.tolist() for k, v in one.items()} == {k: v.tolist() for k, v in other.items()}
+    with pytest.raises(DataError, match="needs a column split"):
+        NextItem(split="given").work_on(tables)
