@@ -64,28 +64,28 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
 
 def scan(
     layers: nnx.Module,
-    call: Callable[[Any, Any, Any], Any],
+    call: Callable[[Any, Any, Any], tuple[Any, Any]],
     carry: Any,
     per_layer: Any,
     *,
     remat: bool = False,
     unroll: bool = False,
-) -> Any:
-    """Fold `carry = call(layer, carry, x)` over a module made by `stack`, `x` running over the rows of `per_layer`.
+) -> tuple[Any, Any]:
+    """Fold `carry, y = call(layer, carry, x)` over a module made by `stack`, `x` running over the rows of `per_layer`.
 
-    `remat` recomputes each layer in the backward pass; `unroll` writes the layers out one after another, which
-    compiles slower and runs faster for the few layers of a small model.
+    Gives the last `carry` and the `y` of all layers, stacked. `remat` recomputes each layer in the backward pass;
+    `unroll` writes the layers out one after another, which compiles slower and runs faster for the few layers of a
+    small model.
     """
     graph, state = nnx.split(layers)
 
-    def body(carry: Any, xs: Any) -> tuple[Any, None]:
+    def body(carry: Any, xs: Any) -> tuple[Any, Any]:
         layer_state, x = xs
-        return call(nnx.merge(graph, layer_state), carry, x), None
+        return call(nnx.merge(graph, layer_state), carry, x)
 
     if remat:
         body = jax.checkpoint(body, prevent_cse=unroll)
-    carry, _ = jax.lax.scan(body, carry, (state, per_layer), unroll=unroll)
-    return carry
+    return jax.lax.scan(body, carry, (state, per_layer), unroll=unroll)
 
 
 def some(layers: nnx.Module, start: int, stop: int) -> nnx.Module:

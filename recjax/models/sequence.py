@@ -6,25 +6,38 @@ they are scored against, never logits over the catalogue: an objective or an eva
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Key
 
 from recjax.core.errors import ConfigError
 from recjax.core.flops import TokenFlops, per_token
 from recjax.core.module import Module, Params, Rngs, param
 from recjax.core.sharding import constrain
+from recjax.nn.cached import Kept, Prompt
 from recjax.nn.dropout import dropout
-from recjax.nn.embed import PAD, lookup_and_pass
+from recjax.nn.embed import PAD, lookup, lookup_and_pass
 from recjax.nn.layout import Layout
 from recjax.nn.norm import unit
 from recjax.nn.recurrent import RecurrentConfig
 from recjax.nn.transformer import INIT_STD, Transformer, TransformerConfig
 
 Encoder = TransformerConfig | RecurrentConfig
+
+
+class Memory(NamedTuple):
+    """What continuations of a prompt need of it, the same for all beams of a row.
+
+    `items` [v, d] are the vectors of tokens on the way in, `table` [v, d] what an output is scored against.
+    """
+
+    prompt: Prompt
+    items: Array
+    table: Array
 
 
 class Sequence(Module):
@@ -34,6 +47,9 @@ class Sequence(Module):
     that the model can tell apart, None where there is no bound. `scale_embedding` multiplies item vectors by
     sqrt(width) before positions are added (SASRec). `normalize` scores by cosine: `hidden` and `table` come as unit
     vectors, in training, evaluation and bundle alike; an objective then wants a temperature.
+
+    An answer of several tokens is made one at a time: `prefill` reads the prompt, `start` makes room for the answers
+    of some beams, `extend` adds a token to each. Outputs are those of calling the model on the whole row.
     """
 
     causal: ClassVar[bool] = True
@@ -88,22 +104,62 @@ class Sequence(Module):
         out = self._score(query, table)
         return {"query": out["hidden"], "table": out["table"]}
 
+    def prefill(self, batch: dict[str, Any]) -> tuple[Array, Memory]:
+        """The output [b, d] at the one slot of each row that `query_at` [b, 1] names, and what continues from there.
+
+        Raises `ConfigError` where the encoder keeps nothing that later tokens could use.
+        """
+        ids = batch["history_ids"]
+        x, table = lookup_and_pass(self.item_table(batch), ids)
+        layout = layout_of(batch)
+        encoder = self._decoder()
+        x = self._embed(x, ids != PAD, layout.positions)
+        hidden, prompt = encoder.prefill(x, layout, jnp.maximum(batch["query_at"][:, 0], 0))
+        out = self._score(hidden[:, None], table)
+        return out["hidden"][:, 0], Memory(prompt, table, out["table"])
+
+    def start(self, memory: Memory, beams: int, steps: int) -> Kept:
+        """What is kept for each beam, still empty: leaves [b, beams, ...] with room for `steps` tokens."""
+        return self._decoder().start(memory.prompt, beams, steps)
+
+    def extend(self, memory: Memory, suffix: Kept, ids: Array, step: ArrayLike) -> tuple[Array, Kept]:
+        """The outputs [b, m, d] after one more token for each beam, `ids` [b, m], and the suffix with it.
+
+        `step` counts the tokens that a beam has already.
+        """
+        position = jnp.broadcast_to(memory.prompt.position[:, None] + 1 + step, ids.shape)
+        x = self._embed(lookup(memory.items, ids), ids != PAD, position)
+        hidden, suffix = self._decoder().extend(memory.prompt, suffix, x, step)
+        return self._score(hidden, memory.items)["hidden"], suffix
+
+    def _decoder(self) -> Transformer:
+        if not self.causal or not isinstance(self.encoder, Transformer):
+            raise ConfigError(
+                f"a {type(self).__name__} with a {type(self.encoder).__name__} cannot answer token by token",
+                expected="models.sequence.Sequence with a transformer of causal softmax attention",
+            )
+        return self.encoder
+
     def item_table(self, batch: dict[str, Any]) -> jax.Array:
         """[v, d]: the vectors of items on the way in; a subclass may make them of what it finds in the batch."""
         return self.table[...]
 
     def _encode(self, x: jax.Array, real: jax.Array, layout: Layout, train: bool, key: Any, **more: Any) -> jax.Array:
         """What the encoder makes of item vectors [b, l, d]; positions are added where a slot is `real` [b, l]."""
-        if self.scale_embedding:
-            x = x * math.sqrt(self.config.width)
-        if self.position is not None:
-            place = jnp.take(self.position[...], layout.positions, axis=0, mode="clip")
-            x = x + jnp.where(real[..., None], place, 0)
-        x = constrain(x, "batch", "length", None)
+        x = self._embed(x, real, layout.positions)
         keys = (None, None) if not train or key is None else jax.random.split(key)
         if keys[0] is not None:
             x = dropout(x, self.embedding_dropout, keys[0])
         return self.encoder(x, layout, train=train, key=keys[1], **more)
+
+    def _embed(self, x: jax.Array, real: jax.Array, positions: jax.Array) -> jax.Array:
+        """What goes into the encoder."""
+        if self.scale_embedding:
+            x = x * math.sqrt(self.config.width)
+        if self.position is not None:
+            place = jnp.take(self.position[...], positions, axis=0, mode="clip")
+            x = x + jnp.where(real[..., None], place, 0)
+        return constrain(x, "batch", "length", None)
 
     def _score(self, hidden: jax.Array, table: jax.Array) -> dict[str, jax.Array]:
         """The outputs; `table` is what `lookup_and_pass` gave back."""
@@ -126,8 +182,15 @@ class Sequence(Module):
 
 
 def layout_of(batch: dict[str, Any]) -> Layout:
-    """Where the slots of a batch lie, and when they were if it says so."""
-    return Layout(batch["positions"], batch["segment_ids"], batch.get("history_time"), batch.get("query_time"))
+    """Where the slots of a batch lie, when they were and which are a prefix, if it says so."""
+    prefix = batch.get("prefix")
+    return Layout(
+        batch["positions"],
+        batch["segment_ids"],
+        batch.get("history_time"),
+        batch.get("query_time"),
+        None if prefix is None else prefix > 0,
+    )
 
 
 def count_parameters(params: Params) -> dict[str, int]:

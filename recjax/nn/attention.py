@@ -1,15 +1,15 @@
 """Softmax attention under one mask predicate over (position in the row, segment).
 
-`allowed` decides who sees whom; it covers padded rows, packed rows, causal order and none. `attend` computes it in
-blocks of queries, so that where it is causal most of the matrix above the diagonal is never made; `attend_dense` is
-the plain reference for the tests and `attend_library` the kernel of jax. None of them knows projections
-(`recjax.nn.heads`) or positional encodings.
+`allowed` decides who sees whom; it covers padded rows, packed rows, causal order, a prefix that everyone sees, and
+none. `attend` computes it in blocks of queries, so that where it is causal most of the matrix above the diagonal is
+never made; `attend_dense` is the plain reference for the tests and `attend_library` the kernel of jax. None of them
+knows projections (`recjax.nn.heads`) or positional encodings. Tokens that come one at a time have `recjax.nn.cached`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,27 +32,46 @@ def allowed(
     k_seg: Int[Array, "b k"],
     *,
     causal: bool = True,
+    prefix: Bool[Array, "b k"] | None = None,
 ) -> Bool[Array, "b q k"]:
-    """Whether a query may see a key: same segment and, if `causal`, not after the query in the row."""
+    """Whether a query may see a key: same segment and, if `causal`, not after the query in the row.
+
+    Keys in the `prefix` are seen by the queries before them, too.
+    """
     same = q_seg[:, :, None] == k_seg[:, None, :]
-    return same & (q_pos[:, :, None] >= k_pos[:, None, :]) if causal else same
+    if not causal:
+        return same
+    seen = q_pos[:, :, None] >= k_pos[:, None, :]
+    return same & (seen if prefix is None else seen | prefix[:, None, :])
+
+
+class Masks(NamedTuple):
+    """What `allowed` needs of a kernel's queries and keys besides their order."""
+
+    queries: Int[Array, "b q"]
+    keys: Int[Array, "b k"]
+    prefix: Bool[Array, "b k"] | None = None
 
 
 def attend(
-    q: Float[Array, "b l h k"],
-    k: Float[Array, "b l g k"],
-    v: Float[Array, "b l g k"],
-    segments: Int[Array, "b l"],
+    q: Float[Array, "b q h k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g k"],
+    masks: Masks,
     *,
     causal: bool = True,
+    scale: float | None = None,
+    bias: Float[Array, "h q s"] | None = None,
     dropout: Rate = 0.0,
     key: Key[Array, ""] | None = None,
     block: int = BLOCK,
-) -> Float[Array, "b l h k"]:
+) -> Float[Array, "b q h k"]:
     """Attention within segments, causal or not; g key heads serve h query heads in groups of h / g.
 
-    Scores are scaled by k^-1/2 and the softmax is in float32. `dropout` acts on the attention weights. The gradient
-    keeps the exponentials of the forward pass and makes the dropout mask anew.
+    Scores are multiplied by `scale` (k^-1/2 unless given), `bias` is added, and the softmax is in float32. `dropout`
+    acts on the attention weights. The gradient keeps the exponentials of the forward pass and makes the dropout mask
+    anew. Queries and keys of one row need not be equally many unless `causal`; what a query is given that may see no
+    key has no meaning.
     """
     b, length, heads, width = q.shape
     groups = k.shape[2]
@@ -60,64 +79,78 @@ def attend(
         drops, rate, seed = False, jnp.float32(0), jnp.zeros(2, jnp.uint32)
     else:
         drops, rate, seed = True, jnp.asarray(dropout, jnp.float32), seed_words(key)
-    q = (q * jnp.asarray(width**-0.5, q.dtype)).reshape(b, length, groups, heads // groups, width)
-    plan = _Plan(edges(length, block), drops, causal)
+    q = (q * jnp.asarray(scale_of(width, scale), q.dtype)).reshape(b, length, groups, heads // groups, width)
+    plan = _Plan(edges(length, block), k.shape[1], drops, causal)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    out: Any = _attend(plan, q.transpose(0, 2, 3, 1, 4), k, v, segments, rate, seed)
+    out: Any = _attend(plan, q.transpose(0, 2, 3, 1, 4), k, v, masks, bias, rate, seed)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, length, heads, width)
 
 
-def weights_at(
-    scores: Float[Array, "b h q l"], segments: Int[Array, "b l"], at: Int[Array, "b q"], *, causal: bool = True
-) -> Float[Array, "b h q l"]:
-    """Attention weights of the queries of a few slots `at`: the softmax over the keys that each of them may see."""
-    place = jnp.arange(scores.shape[-1])[None]
-    mask = allowed(at, place, jnp.take_along_axis(segments, at, axis=1), segments, causal=causal)
-    return jax.nn.softmax(jnp.where(mask[:, None], scores, NEGATIVE), axis=-1)
+def scale_of(width: int, scale: float | None) -> float:
+    """What scores of heads of this width are multiplied by."""
+    return width**-0.5 if scale is None else scale
+
+
+def allowed_at(at: Int[Array, "b q"], masks: Masks, *, causal: bool = True) -> Bool[Array, "b q k"]:
+    """`allowed` for the queries of a few slots `at` of rows that look at themselves."""
+    place = jnp.arange(masks.keys.shape[1])[None]
+    here = jnp.take_along_axis(masks.queries, at, axis=1)
+    return allowed(at, place, here, masks.keys, causal=causal, prefix=masks.prefix)
 
 
 def attend_dense(
-    q: Float[Array, "b l h k"],
-    k: Float[Array, "b l g k"],
-    v: Float[Array, "b l g k"],
-    segments: Int[Array, "b l"],
+    q: Float[Array, "b q h k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g k"],
+    masks: Masks,
     *,
     causal: bool = True,
-) -> Float[Array, "b l h k"]:
+    scale: float | None = None,
+    bias: Float[Array, "h q s"] | None = None,
+) -> Float[Array, "b q h k"]:
     """`attend` without dropout, in the fewest words."""
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-    place = jnp.arange(q.shape[1])[None]
-    scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32) * np.float32(q.shape[-1] ** -0.5)
-    scores = jnp.where(allowed(place, place, segments, segments, causal=causal)[:, None], scores, NEGATIVE)
+    scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32)
+    scores = scores * np.float32(scale_of(q.shape[-1], scale)) + (jnp.zeros((1, 1, 1)) if bias is None else bias)[None]
+    scores = jnp.where(_all_allowed(masks, causal)[:, None], scores, NEGATIVE)
     return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
 def attend_library(
-    q: Float[Array, "b l h k"],
-    k: Float[Array, "b l g k"],
-    v: Float[Array, "b l g k"],
-    segments: Int[Array, "b l"],
+    q: Float[Array, "b q h k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g k"],
+    masks: Masks,
     *,
     causal: bool = True,
-) -> Float[Array, "b l h k"]:
+    scale: float | None = None,
+    bias: Float[Array, "h q s"] | None = None,
+) -> Float[Array, "b q h k"]:
     """`attend` by `jax.nn.dot_product_attention`, which knows no dropout of the weights."""
-    place = jnp.arange(q.shape[1])[None]
-    mask = allowed(place, place, segments, segments, causal=causal)[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    mask = _all_allowed(masks, causal)[:, None]
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, scale=scale, bias=None if bias is None else bias[None].astype(q.dtype)
+    )
+
+
+def _all_allowed(masks: Masks, causal: bool) -> jax.Array:
+    q_place, k_place = (jnp.arange(x.shape[1])[None] for x in masks[:2])
+    return allowed(q_place, k_place, masks.queries, masks.keys, causal=causal, prefix=masks.prefix)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is known before any array is: the edges of the query blocks, whether weights are dropped, the order."""
+    """What is known before any array is: edges of the query blocks, number of keys, dropped weights or not, order."""
 
     edges: Edges
+    keys: int
     drops: bool
     causal: bool
 
-    def blocks(self) -> Iterator[tuple[int, int, int]]:
+    def blocks(self, prefix: Any) -> Iterator[tuple[int, int, int]]:
         """First and last query of each block, and where the keys that they can see end."""
         for start, stop in self.edges:
-            yield start, stop, stop if self.causal else self.edges[-1][1]
+            yield start, stop, stop if self.causal and prefix is None else self.keys
 
 
 def edges(length: int, block: int) -> Edges:
@@ -128,21 +161,26 @@ def edges(length: int, block: int) -> Edges:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: _Plan, q: jax.Array, k: jax.Array, v: jax.Array, segments: Any, rate: Any, seed: Any) -> jax.Array:
+def _attend(
+    plan: _Plan, q: jax.Array, k: jax.Array, v: jax.Array, masks: Masks, bias: Any, rate: Any, seed: Any
+) -> jax.Array:
     """Scaled `q` [b, g, r, l, k] against `k`, `v` [b, g, l, k]."""
-    return _forward(plan, q, k, v, segments, rate, seed)[0]
+    return _forward(plan, q, k, v, masks, bias, rate, seed)[0]
 
 
 def _forward(
-    plan: _Plan, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, rate: Any, seed: Any
+    plan: _Plan, q: jax.Array, k: jax.Array, v: jax.Array, masks: Masks, bias: Any, rate: Any, seed: Any
 ) -> tuple[jax.Array, Any]:
     outs, exponentials, sums = [], [], []
-    repeats = q.shape[2]
-    place = jnp.arange(q.shape[3])[None]
-    for start, stop, end in plan.blocks():
+    groups, repeats = q.shape[1:3]
+    q_place, k_place = jnp.arange(q.shape[3])[None], jnp.arange(plan.keys)[None]
+    for start, stop, end in plan.blocks(masks.prefix):
         scores = product("bgqk,bgsk->bgqs", _rows(q, start, stop), k[..., :end, :])
-        q_place, q_segments = (jnp.tile(x[:, start:stop], (1, repeats)) for x in (place, segments))
-        mask = allowed(q_place, place[:, :end], q_segments, segments[:, :end], causal=plan.causal)
+        if bias is not None:
+            scores = scores + bias[:, start:stop, :end].reshape(1, groups, -1, end)
+        place, segments = (jnp.tile(x[:, start:stop], (1, repeats)) for x in (q_place, masks.queries))
+        prefix = None if masks.prefix is None else masks.prefix[:, :end]
+        mask = allowed(place, k_place[:, :end], segments, masks.keys[:, :end], causal=plan.causal, prefix=prefix)
         scores = jnp.where(mask[:, None], scores, NEGATIVE)
         exps = jnp.exp(scores - scores.max(-1, keepdims=True))
         total = exps.sum(-1, keepdims=True)
@@ -152,28 +190,33 @@ def _forward(
         sums.append(total.reshape(*q.shape[:3], stop - start, 1))
         exponentials.append(exps.astype(v.dtype))
     out = jnp.concatenate(outs, axis=3).astype(v.dtype)
-    return out, (q, k, v, rate, seed, out, exponentials, jnp.concatenate(sums, axis=3))
+    return out, (q, k, v, masks.prefix, bias, rate, seed, out, exponentials, jnp.concatenate(sums, axis=3))
 
 
 def _backward(plan: _Plan, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
-    q, k, v, rate, seed, out, exponentials, sums = residuals
+    q, k, v, prefix, bias, rate, seed, out, exponentials, sums = residuals
     d_out = d_out.astype(jnp.float32) / sums
     inner = jnp.einsum("bgrqk,bgrqk->bgrq", d_out, out.astype(jnp.float32))[..., None]
     d_out = (d_out / (1 - rate)).astype(v.dtype)
     d_q, d_k = [], jnp.zeros(k.swapaxes(2, 3).shape, jnp.float32)
-    d_v = d_k
-    for (start, stop, end), exps in zip(plan.blocks(), exponentials, strict=True):
+    d_v, d_bias = d_k, []
+    for (start, stop, end), exps in zip(plan.blocks(prefix), exponentials, strict=True):
         d_rows = _rows(d_out, start, stop)
         d_weights = product("bgqk,bgsk->bgqs", d_rows, v[..., :end, :])
         d_weights = _drop(plan, d_weights, rate, seed, start)
-        d_scores = (exps * (d_weights - _rows(inner, start, stop))).astype(v.dtype)
+        d_scores = exps * (d_weights - _rows(inner, start, stop))
+        if bias is not None:
+            d_block = d_scores.sum(0).reshape(-1, stop - start, end)
+            d_bias.append(jnp.pad(d_block, ((0, 0), (0, 0), (0, plan.keys - end))))
+        d_scores = d_scores.astype(v.dtype)
         kept = _drop(plan, exps, rate, seed, start)
         d_v = d_v.at[..., :end].add(product("bgkq,bgqs->bgks", transposed(d_rows), kept))
         d_k = d_k.at[..., :end].add(product("bgkq,bgqs->bgks", transposed(_rows(q, start, stop)), d_scores))
         d_block = product("bgqs,bgsk->bgqk", d_scores, k[..., :end, :])
         d_q.append(d_block.reshape(*q.shape[:3], stop - start, -1))
     d_k, d_v = (x.swapaxes(2, 3).astype(v.dtype) for x in (d_k, d_v))
-    return jnp.concatenate(d_q, axis=3).astype(q.dtype), d_k, d_v, None, None, None
+    d_bias = None if bias is None else jnp.concatenate(d_bias, axis=1).astype(bias.dtype)
+    return jnp.concatenate(d_q, axis=3).astype(q.dtype), d_k, d_v, None, d_bias, None, None
 
 
 _attend.defvjp(_forward, _backward)

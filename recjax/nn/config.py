@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -20,14 +20,17 @@ class TransformerConfig:
     `attention` "softmax", or "hstu" for pointwise attention with a gate (Zhai et al. 2024; see
     `recjax.nn.pointwise`), which as published has `ffn` "none" and adds a bias to its scores by `relative`: of the
     distance in the row, and with "position_time" of the time between two events as well. `max_length` is the longest
-    history: hstu has a bias for that many distances and divides by it. `causal` False lets every event see those
-    after it. `kernel` is how softmax attention is computed. `residual` "gated" multiplies what a part adds to the
-    stream x by sigmoid(W x) (LiGR, arXiv 2502.03417; eSASRec).
+    history: hstu has a bias for that many distances and divides by it. Softmax attention takes `relative` "t5", the
+    biases of T5 by buckets of distance, and multiplies scores by `score_scale`, head_dim^-1/2 unless given (T5: 1).
+    `causal` False lets every event see those after it. `cross` is a third part of each block, between the other two,
+    that looks at the output of another stack. `kernel` is how softmax attention is computed. `residual` "gated"
+    multiplies what a part adds to the stream x by sigmoid(W x) (LiGR, arXiv 2502.03417; eSASRec).
 
-    `dropout` acts on what attention and feed-forward add to the residual stream (hstu: before the output weights):
-    one rate, one rate per layer from the lowest up, or a `LayerwiseDropout`. `attention_dropout` acts on the softmax's
-    weights. `unroll` writes the layers out instead of scanning over them (faster steps, slower compilation); None does
-    so up to four layers. `dtype` is that of the computation; parameters, norms and softmax stay float32.
+    `dropout` acts on what the parts add to the residual stream (hstu: before the output weights): one rate, one rate
+    per layer from the lowest up, or a `LayerwiseDropout`. `attention_dropout` acts on the softmax's weights. `unroll`
+    writes the layers out instead of scanning over them (faster steps, slower compilation); None does so up to four
+    layers. `init` is how weights are drawn (see `initializers`). `dtype` is that of the computation; parameters, norms
+    and softmax stay float32.
     """
 
     num_layers: int = 2
@@ -41,7 +44,8 @@ class TransformerConfig:
     place: Literal["pre", "post"] = "pre"
     residual: Literal["plain", "gated"] = "plain"
     position: Literal["learned", "rotary", "learned_rotary", "none"] = "learned"
-    relative: Literal["none", "position", "position_time"] = "none"
+    relative: Literal["none", "position", "position_time", "t5"] = "none"
+    score_scale: float | None = None
     max_length: int = 200
     ffn: FfnKind | Literal["none"] = "gelu"
     bias: bool = True
@@ -49,9 +53,11 @@ class TransformerConfig:
     attention_dropout: float = 0.0
     attention: Literal["softmax", "hstu"] = "softmax"
     causal: bool = True
+    cross: bool = False
     kernel: Literal["blocks", "library"] = "blocks"
     remat: Literal["none", "full"] = "none"
     unroll: bool | None = None
+    init: Literal["fan_in", "t5"] = "fan_in"
     dtype: Literal["float32", "bfloat16"] = "float32"
     logit_scale: float = 1.0
     tied_head: bool = True
@@ -87,10 +93,11 @@ class TransformerConfig:
 
     def _check_kinds(self) -> None:
         """Raise `ConfigError` for what one kind of attention has and the other has not."""
-        if self.attention == "softmax" and self.relative != "none":
+        kinds = ("none", "t5") if self.attention == "softmax" else ("none", "position", "position_time")
+        if self.relative not in kinds:
             raise ConfigError(
-                f"TransformerConfig: softmax attention has no bias by relative {self.relative}",
-                mend='relative = "none", or attention = "hstu"',
+                f"TransformerConfig: {self.attention} attention has no bias by relative {self.relative}",
+                expected=f"one of {kinds}",
             )
         if self.kernel == "library" and self.attention_dropout:
             raise ConfigError(
@@ -101,6 +108,8 @@ class TransformerConfig:
             for name, value, only in (
                 ("attention_dropout", self.attention_dropout, 0.0),
                 ("causal", self.causal, True),
+                ("cross", self.cross, False),
+                ("score_scale", self.score_scale, None),
                 ("kernel", self.kernel, "blocks"),
                 ("num_kv_heads", self.kv_heads, self.num_heads),
             ):
@@ -160,11 +169,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "place": ("pre", "post"),
     "residual": ("plain", "gated"),
     "position": ("learned", "rotary", "learned_rotary", "none"),
-    "relative": ("none", "position", "position_time"),
+    "relative": ("none", "position", "position_time", "t5"),
     "ffn": (*ACTIVATIONS, "none"),
     "attention": ("softmax", "hstu"),
     "kernel": ("blocks", "library"),
     "remat": ("none", "full"),
+    "init": ("fan_in", "t5"),
     "dtype": ("float32", "bfloat16"),
 }
 
@@ -174,12 +184,26 @@ def fan_in_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arr
     return jax.random.normal(key, shape, dtype) / math.sqrt(shape[0])
 
 
-def initializers(config: TransformerConfig) -> tuple[Initializer, Initializer]:
-    """`fan_in_normal`, and for weights whose product is added to the residual stream, [...in, out]: the same over
-    sqrt(2n) (Radford et al. 2019)."""
+class Initializers(NamedTuple):
+    """How weights are drawn: of queries [d, h, k], into a part of a block [in, ...out], and out of it [...in, out]."""
 
-    def out_of(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        fan_in = math.prod(shape[:-1])
-        return jax.random.normal(key, shape, dtype) / math.sqrt(2 * config.num_layers * fan_in)
+    query: Initializer
+    inner: Initializer
+    outer: Initializer
 
-    return fan_in_normal, out_of
+
+def initializers(config: TransformerConfig) -> Initializers:
+    """Normal, of standard deviation 1/sqrt(fan in).
+
+    "fan_in": over sqrt(2n) where the product is added to the residual stream (Radford et al. 2019). "t5": without
+    that, and for queries 1/sqrt(d k), which stands for the scale that their scores do not have.
+    """
+
+    def outer(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        depth = 1 if config.init == "t5" else 2 * config.num_layers
+        return jax.random.normal(key, shape, dtype) / math.sqrt(depth * math.prod(shape[:-1]))
+
+    def t5_query(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jax.random.normal(key, shape, dtype) / math.sqrt(shape[0] * shape[-1])
+
+    return Initializers(t5_query if config.init == "t5" else fan_in_normal, fan_in_normal, outer)

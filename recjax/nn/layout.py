@@ -5,7 +5,8 @@ An encoder sees vectors and a `Layout`, never ids, so that any of them (transfor
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Layout(NamedTuple):
@@ -13,10 +14,23 @@ class Layout(NamedTuple):
 
     `positions` restart at 0 for each example packed into a row, `segments` number the examples from 1 on and are 0
     where padded. `times` are those of the events, `query_times` when the event after each one is asked for, in
-    seconds; None where the batch has none.
+    seconds; None where the batch has none. Slots of the `prefix` are seen by the earlier slots of their example, too:
+    a prompt that is read as a whole before a causal answer.
     """
 
     positions: Int[Array, "b l"]
     segments: Int[Array, "b l"]
     times: Int[Array, "b l"] | None = None
     query_times: Int[Array, "b l"] | None = None
+    prefix: Bool[Array, "b l"] | None = None
+
+    def at(self, slots: Int[Array, "b q"]) -> "Layout":
+        """Where some of the slots lie: their positions and segments."""
+        return Layout(*(jnp.take_along_axis(x, slots, axis=1) for x in (self.positions, self.segments)))
+
+
+class Source(NamedTuple):
+    """What another stack made of its rows, for cross-attention: a slot is seen by the slots of its segment number."""
+
+    hidden: Float[Array, "b s d"]
+    segments: Int[Array, "b s"]

@@ -4,110 +4,39 @@ T5 1.1, Llama, SASRec, BERT4Rec, LSRM, HSTU and eSASRec are rows of the table th
 works on vectors; the tables at its two ends (items, learned positions) belong to the models.
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
+from recjax.core.errors import ConfigError
 from recjax.core.module import Module, Rngs, one, param, scan, some, stack
-from recjax.core.sharding import constrain
-from recjax.nn.config import TransformerConfig, initializers
-from recjax.nn.dropout import dropout
-from recjax.nn.ffn import FeedForward
-from recjax.nn.heads import PointwiseAttention, SoftmaxAttention, take_slots
-from recjax.nn.layout import Layout
-from recjax.nn.linear import linear
+from recjax.nn.attention import Masks, allowed, allowed_at
+from recjax.nn.block import Block
+from recjax.nn.cached import Added, Kept, Prompt, Seen, by_beam, by_layer, empty, unless
+from recjax.nn.config import TransformerConfig
+from recjax.nn.layout import Layout, Source
 from recjax.nn.norm import Norm
-from recjax.nn.relative import time_buckets
+from recjax.nn.relative import T5_BUCKETS, t5_bias, t5_buckets, time_buckets
 
 __all__ = ["Block", "Transformer", "TransformerConfig"]
 
 INIT_STD = 0.02
 
 
-class Gate(Module):
-    """sigmoid(x W + b), by which what is added to x is multiplied."""
-
-    def __init__(self, config: TransformerConfig, *, rngs: Rngs) -> None:
-        width = config.width
-        self.weight = param(rngs, (width, width), ("embed", None), initializers(config)[0])
-        self.bias = param(rngs, (width,), (None,), nnx.initializers.zeros) if config.bias else None
-
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        """Between 0 and 1, of the dtype of `x`."""
-        return jax.nn.sigmoid(linear(x, self.weight[...], None if self.bias is None else self.bias[...]))
-
-
-class Block(Module):
-    """Attention and, unless `ffn` is "none", feed-forward, each added to the stream, normalised before or after."""
-
-    def __init__(self, config: TransformerConfig, *, rngs: Rngs) -> None:
-        c = self.config = config
-        init, out_init = initializers(c)
-        make_norm = functools.partial(Norm, kind=c.norm, width=c.width, bias=c.bias, epsilon=c.norm_epsilon, rngs=rngs)
-        is_gated = c.residual == "gated"
-        self.attention_norm = make_norm()
-        self.attention = (SoftmaxAttention if c.attention == "softmax" else PointwiseAttention)(c, rngs=rngs)
-        self.attention_gate = Gate(c, rngs=rngs) if is_gated else None
-        if c.ffn != "none":
-            self.ffn_norm = make_norm()
-            self.ffn = FeedForward(
-                kind=c.ffn, width=c.width, mlp_width=c.inner_width, bias=c.bias, init=init, out_init=out_init, rngs=rngs
-            )
-            self.ffn_gate = Gate(c, rngs=rngs) if is_gated else None
-
-    def __call__(
-        self, x: Float[Array, "b l d"], layout: Layout, buckets: Any, rate: Any, keys: Any
-    ) -> Float[Array, "b l d"]:
-        """`rate` is the residual dropout of this layer, `keys` its three dropout keys or None when not training;
-        `buckets` are those of the time between slots, where the config looks at time."""
-        c = self.config
-        attention_key, out_key, ffn_key = (None,) * 3 if keys is None else keys
-        rate = rate if any(c.dropout_rates) else 0.0
-
-        def attention(y: jax.Array) -> jax.Array:
-            if c.attention == "hstu":
-                return self.attention(y, layout, buckets, rate, attention_key)
-            y = self.attention(y, layout, buckets, c.attention_dropout, attention_key)
-            return y if out_key is None else dropout(y, rate, out_key)
-
-        def feed_forward(y: jax.Array) -> jax.Array:
-            y = self.ffn(y)
-            return y if ffn_key is None else dropout(y, rate, ffn_key)
-
-        x = self._add(x, attention, self.attention_norm, self.attention_gate)
-        if c.ffn != "none":
-            x = self._add(x, feed_forward, self.ffn_norm, self.ffn_gate)
-        return constrain(x, "batch", "length", None)
-
-    def at(
-        self, x: Float[Array, "b l d"], layout: Layout, buckets: Any, slots: Int[Array, "b q"]
-    ) -> Float[Array, "b q d"]:
-        """What calling it gives at some slots when not training; only they go through what follows the attention."""
-
-        def attention(_: jax.Array) -> jax.Array:
-            return self.attention.at(x if c.place == "post" else self.attention_norm(x), layout, buckets, slots)
-
-        c = self.config
-        here = self._add(take_slots(x, slots), attention, self.attention_norm, self.attention_gate)
-        return here if c.ffn == "none" else self._add(here, self.ffn, self.ffn_norm, self.ffn_gate)
-
-    def _add(self, x: jax.Array, part: Any, norm: Norm, gate: Gate | None) -> jax.Array:
-        if self.config.place == "post":
-            return norm(x + part(x))
-        return x + part(norm(x)) if gate is None else x + gate(x) * part(norm(x))
-
-
 class Transformer(Module):
-    """`num_layers` blocks and a final norm."""
+    """`num_layers` blocks and a final norm; with `relative` "t5" the table of biases that they share."""
 
     def __init__(self, config: TransformerConfig, *, rngs: Rngs) -> None:
         c = self.config = config
         self.layers = stack(lambda r: Block(c, rngs=r), c.num_layers, rngs)
         self.final_norm = Norm(kind=c.norm, width=c.width, bias=c.bias, epsilon=c.norm_epsilon, rngs=rngs)
+        if c.relative == "t5":
+            normal = nnx.initializers.normal(c.width**-0.5)
+            self.relative_bias = param(rngs, (c.num_heads, T5_BUCKETS), ("heads", None), normal)
 
     def __call__(
         self,
@@ -117,27 +46,131 @@ class Transformer(Module):
         train: bool,
         key: Key[Array, ""] | None,
         query_at: Int[Array, "b q"] | None = None,
+        source: Source | None = None,
     ) -> Float[Array, "b _ d"]:
         """Contextual vectors, normalised; `key` seeds the dropout and may be None when not training.
 
         With `query_at` (not when training) only the vectors at those slots, [b, q, d]: the last block, which nothing
-        comes after, is then made for them alone.
+        comes after, is then made for them alone. `source` is what the `cross` part of the blocks looks at.
         """
         c = self.config
-        x = x.astype(c.dtype)
-        rates = jnp.asarray(c.dropout_rates, jnp.float32)
-        keys = jax.random.split(key, (c.num_layers, 3)) if train and key is not None else None
-        buckets = time_buckets(layout) if c.relative == "position_time" else None
-
-        def call(block: Block, x: jax.Array, per_layer: Any) -> jax.Array:
-            rate, layer_keys = per_layer
-            return block(x, layout, buckets, rate, layer_keys)
-
-        unroll = c.num_layers <= 4 if c.unroll is None else c.unroll
         if query_at is not None:
-            last = c.num_layers - 1
-            x = scan(some(self.layers, 0, last), call, x, (rates[:last], None), unroll=unroll) if last else x
-            last_block: Any = one(self.layers, last)
-            return self.final_norm(last_block.at(x, layout, buckets, query_at))
-        x = scan(self.layers, call, x, (rates, keys), remat=c.remat == "full", unroll=unroll)
+            x, shared, _ = self._below(x, layout, source)
+            return self.final_norm(self._top.at(x, layout, shared, source, query_at))
+        rates = jnp.asarray(c.dropout_rates, jnp.float32)
+        drops = 5 if c.cross else 3
+        keys = jax.random.split(key, (c.num_layers, drops)) if train and key is not None else None
+        shared = self._shared(layout)
+
+        def call(block: Block, x: jax.Array, per_layer: Any) -> tuple[jax.Array, None]:
+            return block(x, layout, shared, source, *per_layer)[0], None
+
+        x = x.astype(c.dtype)
+        x, _ = scan(self.layers, call, x, (rates, keys), remat=c.remat == "full", unroll=self._unroll)
         return self.final_norm(x)
+
+    def prefill(
+        self, x: Float[Array, "b l d"], layout: Layout, slot: Int[Array, " b"], *, source: Source | None = None
+    ) -> tuple[Float[Array, "b d"], Prompt]:
+        """The vector at one slot of each row, as calling gives it, and what the tokens after that slot need.
+
+        Raises `ConfigError` where attention is not causal or keeps no keys and values.
+        """
+        c, at = self.config, slot[:, None]
+        if c.attention != "softmax" or not c.causal:
+            raise ConfigError(
+                "this transformer cannot answer token by token",
+                where=f"TransformerConfig.attention = {c.attention!r}, causal = {c.causal}",
+                expected="causal softmax attention",
+                mend="spell items with one token each, or take another encoder",
+            )
+        x, shared, below = self._below(x, layout, source)
+        top = self._top.kept(x, layout, source)
+        own, crossed = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), below, top) if below else _stacked(top)
+        seen = None
+        if source is not None:
+            here = jnp.take_along_axis(layout.segments, at, axis=1)
+            nowhere = jnp.zeros((1, 1), jnp.int32)
+            seen = Seen(crossed, allowed(nowhere, nowhere, here, source.segments, causal=False)[:, 0])
+        prompt = Prompt(
+            kept=own,
+            visible=allowed_at(at, Masks(layout.segments, layout.segments, layout.prefix))[:, 0],
+            slot=slot,
+            position=jnp.take_along_axis(layout.positions, at, axis=1)[:, 0],
+            source=seen,
+        )
+        return self.final_norm(self._top.at(x, layout, shared, source, at))[:, 0], prompt
+
+    def start(self, prompt: Prompt, beams: int, steps: int) -> Kept:
+        """The suffix of beams without a token, leaves [b, beams, ...], with room for `steps` tokens."""
+        return empty(prompt, beams, steps)
+
+    def extend(
+        self, prompt: Prompt, suffix: Kept, x: Float[Array, "b m d"], step: ArrayLike
+    ) -> tuple[Float[Array, "b m d"], Kept]:
+        """The vector of one more token of each beam, and the suffix with it; it is token `step` after the prompt."""
+        positions = jnp.broadcast_to(prompt.position[:, None] + 1 + step, x.shape[:2])
+        added = self._added(prompt, suffix.keys.shape[3], step)
+
+        def call(block: Block, x: jax.Array, kept: Any) -> tuple[jax.Array, Kept]:
+            return block.extend(x, positions, kept, step, added)
+
+        crossed = None if prompt.source is None else prompt.source.kept
+        kept = (by_layer(suffix), prompt.kept, crossed)
+        x, own = scan(self.layers, call, x.astype(self.config.dtype), kept, unroll=self._unroll)
+        return self.final_norm(x), by_beam(own)
+
+    @property
+    def _unroll(self) -> bool:
+        c = self.config
+        return c.num_layers <= 4 if c.unroll is None else c.unroll
+
+    @property
+    def _top(self) -> Any:
+        """The last block."""
+        return one(self.layers, self.config.num_layers - 1)
+
+    def _below(self, x: jax.Array, layout: Layout, source: Source | None) -> tuple[jax.Array, Any, Any]:
+        """When not training: the stream below the last block, what layers share, and what blocks kept (None: no block
+        is below)."""
+        x, shared, last = x.astype(self.config.dtype), self._shared(layout), self.config.num_layers - 1
+
+        def call(block: Block, x: jax.Array, _: None) -> Any:
+            return block(x, layout, shared, source, 0.0, None)
+
+        if not last:
+            return x, shared, None
+        x, kept = scan(some(self.layers, 0, last), call, x, None, unroll=self._unroll)
+        return x, shared, kept
+
+    def _shared(self, layout: Layout) -> Any:
+        """What the layers have in common about pairs of slots."""
+        c = self.config
+        if layout.prefix is not None and c.attention == "hstu":
+            raise ConfigError("hstu attention knows no prefix", mend="take softmax attention, or leave it out")
+        if c.relative == "position_time":
+            return time_buckets(layout)
+        if c.relative == "t5":
+            return t5_bias(self.relative_bias[...], layout.positions.shape[1], two_sided=not c.causal)
+        return None
+
+    def _added(self, prompt: Prompt, steps: int, step: ArrayLike) -> Added:
+        """Masks and biases of the token at `step`."""
+        slots = jnp.arange(prompt.visible.shape[1], dtype=jnp.int32)[None]
+        own = jnp.arange(steps, dtype=jnp.int32)[None]
+        to_prompt, to_own = unless(prompt.visible)[:, None], unless(own <= step)[:, None]
+        if self.config.relative == "t5":
+            table = self.relative_bias[...]
+            to_prompt = to_prompt + _t5_at(table, prompt.slot[:, None] + 1 + step - slots)
+            to_own = to_own + _t5_at(table, step - own)
+        source = None if prompt.source is None else unless(prompt.source.visible)[:, None]
+        return Added(to_prompt, to_own, source)
+
+
+def _t5_at(table: jax.Array, apart: jax.Array) -> jax.Array:
+    """Biases [b, h, s] of distances [b, s], none of them to a later slot."""
+    return jnp.moveaxis(jnp.take(table, t5_buckets(apart, two_sided=False), axis=1), 0, 1)
+
+
+def _stacked(kept: Any) -> Any:
+    return jax.tree.map(lambda x: x[None], kept)
