@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from recjax.codes_evaluation import CodesEvaluation, CodesEvaluator
 from recjax.core import optim, state
 from recjax.core.checkpoint import Checkpoints
 from recjax.core.errors import ConfigError, ExamplesError, MeshError
@@ -24,6 +25,7 @@ from recjax.core.sharding import Mesh, MeshConfig, make_mesh
 from recjax.core.state import TrainState
 from recjax.core.step import TrainStep, make_train_step
 from recjax.core.warm_start import WarmStart
+from recjax.data.catalogue import CatalogueBatches, CatalogueFeed
 from recjax.data.examples import Examples
 from recjax.data.pipeline import BatchIterator, Feed, train_batches
 from recjax.data.spelling import Prompts
@@ -55,7 +57,7 @@ class Recipe:
 
     name: str
     mixture: Mixture
-    feed: Feed
+    feed: Feed | CatalogueFeed
     model: Callable[..., Module]
     objectives: Sequence[Objective]
     facts: Sequence[Facts] = ()
@@ -63,7 +65,7 @@ class Recipe:
     warm_start: WarmStart | None = None
     optimizer: optim.Optimizer = optim.Optimizer()
     mesh: MeshConfig = MeshConfig()
-    evaluation: Evaluation = Evaluation()
+    evaluation: Evaluation | CodesEvaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     seed: int = 0
     train_steps: int
@@ -100,9 +102,8 @@ class Recipe:
             raise ConfigError(f"BATCH_SIZE {self.feed.batch_size} is not divisible by accumulate {self.accumulate}")
 
     def best_metric(self) -> str:
-        """What evaluations are compared by: the metric of the checkpoints, or NDCG at the middle cut-off."""
-        ks = tuple(self.evaluation.k)
-        return self.checkpoints.metric or f"ndcg@{ks[len(ks) // 2]}"
+        """What evaluations are compared by: the metric of the checkpoints, or the main one of the evaluation."""
+        return self.checkpoints.metric or self.evaluation.main
 
 
 class Assembly:
@@ -211,11 +212,14 @@ class Assembly:
             params = self.model.fit(params, facts, jax.random.fold_in(key, _FIT))
         return state.create(params, self.optimizer)
 
-    def batches(self, *, process_index: int = 0, process_count: int = 1) -> BatchIterator:
+    def batches(self, *, process_index: int = 0, process_count: int = 1) -> BatchIterator | CatalogueBatches:
         """The training batches of a process."""
+        if isinstance(self.recipe.feed, CatalogueFeed):
+            place = {"process_index": process_index, "process_count": process_count}
+            return CatalogueBatches(self.vocab, self.recipe.feed, seed=self.recipe.seed, **place)
         return train_batches(
             self.examples,
-            self.recipe.mixture.resolved([e.count("train") for e in self.examples]),
+            self.rates,
             self.recipe.feed,
             seed=self.recipe.seed,
             tokens=self.tokens,
@@ -223,12 +227,20 @@ class Assembly:
             process_count=process_count,
         )
 
-    def evaluator(self, split: str, task: int = 0) -> Evaluator:
-        """Ranks the users of a split of a task with any parameters of this model."""
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """In what proportion the windows of the tasks are drawn."""
+        return self.recipe.mixture.resolved([e.count("train") for e in self.examples])
+
+    def evaluator(self, split: str, task: int = 0) -> Evaluator | CodesEvaluator:
+        """Ranks the users of a split of a task with any parameters of this model, or judges the codes of its items."""
+        config = self.recipe.evaluation
+        if isinstance(config, CodesEvaluation):
+            return CodesEvaluator(self.examples[task], config=config, model=self.model, mesh=self.mesh)
         return Evaluator(
             self.examples[task],
             split=split,
-            config=self.recipe.evaluation,
+            config=config,
             model=self.model,
             prompts=None if self.tokens is None else Prompts(self.tokens, self.recipe.feed.text_length),
             history_length=self.recipe.feed.history_length,

@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -35,13 +36,12 @@ from recjax.core.errors import ConfigError, UnservableError
 from recjax.core.flags import Flags, find_file, parse_argv, recipe_files
 from recjax.core.writer import environment, read_metrics
 from recjax.data.examples import Examples
-from recjax.data.pipeline import train_batches
 from recjax.evaluate import evaluate_run, show
 from recjax.export import export_bundle
 from recjax.infer import infer_run
 from recjax.list import Header, read_header
 from recjax.prepare import ensure_prepared
-from recjax.recipe import Recipe
+from recjax.recipe import Assembly, Recipe
 from recjax.report import Report, write_report
 from recjax.results import METRICS, Result, write_json
 from recjax.serve.bundle import Bundle
@@ -145,7 +145,7 @@ def _stage(
 ) -> Stage | None:
     """Train, infer and evaluate one stage in its place under `folder`; None when it was told to stop."""
     header = read_header(file)
-    bindings = (*_bindings_for(file, files, flags.bindings), f"SEED={seed}")
+    bindings = (*_bindings_for(file, files, flags), f"SEED={seed}")
     if "%STAGES" in file.read_text(encoding="utf-8"):
         bindings += (f"STAGES={str(folder)!r}",)
     recipe, snapshot = command.load(dataclasses.replace(flags, gin_files=(str(file),), bindings=bindings))
@@ -171,22 +171,32 @@ def _stage(
 
 def _targets_seen(recipe: Recipe, cache: Path | None) -> float:
     """Share of the training targets of the first task that the recipe's steps reach at least once."""
-    examples = ensure_prepared(recipe.mixture, cache)
-    rates = recipe.mixture.resolved([e.count("train") for e in examples])
-    batches = train_batches(examples, rates, recipe.feed, seed=recipe.seed)
+    batches = Assembly(recipe, ensure_prepared(recipe.mixture, cache)).batches()
     epochs = max(1, round(batches.epochs_of(recipe.train_steps, recipe.feed.batch_size)[0]))
     seen = batches.coverage([epochs])[0].total[0]
     batches.close()
     return seen
 
 
-def _bindings_for(file: Path, files: Sequence[Path], bindings: Sequence[str]) -> list[str]:
-    """The bindings of the command line that concern a stage: SOURCE_DIR those that take it, DATA_DIR all others."""
-    takes_source = {path: "DATA_DIR = %SOURCE_DIR" in path.read_text(encoding="utf-8") for path in files}
-    if not any(takes_source.values()):
-        return list(bindings)
-    other = "DATA_DIR" if takes_source[file] else "SOURCE_DIR"
-    return [binding for binding in bindings if binding.partition("=")[0].strip() != other]
+def _bindings_for(file: Path, files: Sequence[Path], flags: Flags) -> list[str]:
+    """The bindings of the command line that concern a stage.
+
+    A macro that other stages know and this one does not is theirs; SOURCE_DIR is for the stages that take it, and
+    DATA_DIR then for all others.
+    """
+    macros = {path: _macros(path, flags.search_paths) for path in files}
+    theirs = set().union(*macros.values()) - macros[file]
+    if any("SOURCE_DIR" in known for known in macros.values()):
+        theirs |= {"DATA_DIR"} if "SOURCE_DIR" in macros[file] else {"SOURCE_DIR"}
+    return [binding for binding in flags.bindings if binding.partition("=")[0].strip() not in theirs]
+
+
+def _macros(file: Path, search_paths: Sequence[str]) -> set[str]:
+    """The macros that a gin file and what it includes set."""
+    text = file.read_text(encoding="utf-8")
+    included = [find_file(name, search_paths) for name in re.findall(r"^include '([^']+)'", text, re.MULTILINE)]
+    here = set(re.findall(r"^([A-Z][A-Z0-9_]*)\s*=", text, re.MULTILINE))
+    return here.union(*(_macros(path, search_paths) for path in included))
 
 
 def _arms(stages: Sequence[Stage]) -> list[Arm]:
