@@ -21,6 +21,7 @@ from recjax.data.problems import Findings
 from recjax.data.reader import TABLES, Reader
 from recjax.data.relations import align_ids, check_unique, count_unknown
 from recjax.data.simulate import World
+from recjax.data.small_world import SmallWorld
 from recjax.data.tables import TIE_RULE, Tables
 from recjax.data.vectors import read_vectors
 
@@ -29,7 +30,7 @@ __all__ = ["TIE_RULE", "DataDir", "Tables", "World", "read_tables"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataDir:
-    """A folder of tables, or the simulated world when `path` is empty.
+    """A folder of tables, or the simulated world (or one of `worlds.py`) when `path` is empty.
 
     `columns` maps a recjax name to the name in the files, {"item_id": "movieId"}; it holds for every table that has
     such a column. {"items.title": "name"} holds for one table only.
@@ -37,7 +38,7 @@ class DataDir:
 
     path: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
-    simulate: World = field(default_factory=World)
+    simulate: World | SmallWorld = field(default_factory=World)
 
     def load(self) -> Tables:
         """Read everything. Raises `DataError` for the first thing that cannot be used."""
