@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recjax import cli, command
+from recjax.codes_evaluation import CodesEvaluation
 from recjax.core import distributed
 from recjax.core.errors import ConfigError
 from recjax.evaluation import assess
@@ -28,8 +29,11 @@ def evaluate_run(
 ) -> dict[str, Result]:
     """Evaluate a checkpoint of `workdir` on every task of the mixture, and save what was found: task -> result.
 
-    `checkpoint` chooses as in `trained.load`. Raises `CheckpointError` when there is none that fits.
+    `checkpoint` chooses as in `trained.load`. Raises `CheckpointError` when there is none that fits. Nothing is found
+    for a model that ranks nobody: what there is to say of its codes stands in their artifact.
     """
+    if isinstance(recipe.evaluation, CodesEvaluation):
+        return {}
     run = load(recipe, workdir, checkpoint=checkpoint, cache=cache)
     stated = {
         "history_length": recipe.feed.history_length,

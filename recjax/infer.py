@@ -4,6 +4,7 @@
     user_vectors      user_index int64 [n], vectors float32 [n, d]
     item_vectors      rows int32 [num_items], vectors float32 [num_items, d]
     teacher_rankings  a list for every event of the training split, for students (`recjax.data.teacher`)
+    codes             a few codes for every item, from a model that quantises content (`recjax.data.codes`)
 
 A score is the inner product of a user vector and an item vector. Every user of the split stands in it once, in the
 order of `eval_batches` (longest history first); rows that only filled a batch are dropped. Results go to disk batch
@@ -28,13 +29,15 @@ from recjax.core.errors import ConfigError, UnservableError
 from recjax.core.module import Functional, Params
 from recjax.core.sharding import Mesh
 from recjax.data.batch import PAD
+from recjax.data.codes import read_codes, write_codes
 from recjax.data.examples import Examples
 from recjax.data.pipeline import eval_batches
 from recjax.data.vocab import FIRST_ITEM
+from recjax.quantise import codes_by
 from recjax.rankings import write_rankings
 from recjax.recommend import TIMES, encode, make_recommend
 
-KINDS = ("recommendations", "user_vectors", "item_vectors", "teacher_rankings")
+KINDS = ("recommendations", "user_vectors", "item_vectors", "teacher_rankings", "codes")
 _MOST_LISTED = 20
 _ITEM_BLOCK = 65_536
 
@@ -52,13 +55,15 @@ def infer(
     k: int = 100,
     exclude_seen: bool = True,
     batch_size: int = 256,
+    extend: str | os.PathLike[str] = "",
     mesh: Mesh | None = None,
     recipe: str = "",
     step: int = 0,
 ) -> Path:
     """Write an artifact of `kind` at `out` and return its path.
 
-    `k` is cut to the number of items; `batch_size` is rounded up to what `mesh` can divide. Raises `ConfigError` for
+    `k` is cut to the number of items; `batch_size` is rounded up to what `mesh` can divide. `extend` are codes of a
+    smaller catalogue, which are kept. Raises `ConfigError` for
     an unknown kind, `ArtifactError` when `out` exists and `ExamplesError` for a split without targets.
     """
     if kind not in KINDS:
@@ -86,6 +91,10 @@ def infer(
                 step=step,
             )
     about: dict[str, Any] = {"task": examples.manifest.get("task"), "examples": examples.hash}
+    if kind == "codes":
+        old = read_codes(extend) if extend else None
+        write_codes(out, codes_by(model, params, vocab, old=old, mesh=mesh), recipe=recipe, step=step, about=about)
+        return Path(out)
     if kind != "item_vectors":
         about |= {"split": split, "history_length": history_length}
     if kind == "recommendations":
@@ -193,6 +202,7 @@ def main(argv: list[str]) -> int:
     flags.add_argument("--k", type=int, default=100, help="recommendations for each user (default 100)")
     flags.add_argument("--keep_seen", action="store_true", help="recommend what a user already had as well")
     flags.add_argument("--batch_size", type=int, default=256, help="users at a time (default 256)")
+    flags.add_argument("--extend", default="", metavar="CODES", help="codes of a smaller catalogue, which are kept")
     run, args = trained.from_command_line(flags, argv)
     path = infer_run(
         run,
@@ -203,6 +213,7 @@ def main(argv: list[str]) -> int:
         k=args.k,
         exclude_seen=not args.keep_seen,
         batch_size=args.batch_size,
+        extend=args.extend,
     )
     shapes = {name: a["shape"] for name, a in read_artifact(path).manifest["arrays"].items()}
     print(f"{path}: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))

@@ -81,6 +81,11 @@ class Evaluation:
         sampled = [f"sampled_{name}" for name in ranked] if self.candidates else []
         return (*ranked, "nll", *sampled, *(f"{name}@{k}" for name in ("popularity", "coverage") for k in self.k))
 
+    @property
+    def main(self) -> str:
+        """What evaluations are compared by where nothing else is said: NDCG at the middle cut-off."""
+        return f"ndcg@{self.k[len(self.k) // 2]}"
+
     def shown(self) -> tuple[str, str]:
         """The two metrics that a line of progress shows: recall and NDCG at 10, or at the largest cut-off."""
         k = 10 if 10 in self.k else max(self.k)

@@ -1,18 +1,25 @@
-"""Codes for a catalogue by residual k-means: the simple, strong way to semantic ids, which trains nothing.
+"""Codes of a whole catalogue: by residual k-means, which trains nothing, or by a model of `recjax.models.codes`.
 
-Each level clusters what the levels before left of the items' content vectors (RQ-k-means, as in GRID, arXiv
-2507.22224). The learned way is the model `recjax.models.codes`, trained like any other; both end in the same artifact.
+Residual k-means (RQ-k-means, as in GRID, arXiv 2507.22224) clusters what the levels before left of the items' content
+vectors. It is a plain function here, and a model there; an RQ-VAE is trained like any other model. All end in the
+same artifact (`recjax.data.codes`), by which items that come later are spelled without moving a code (`extend`).
 """
 
+import contextlib
 import functools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from recjax.core.errors import ConfigError, DataError
-from recjax.data.codes import Codes, tell_apart
-from recjax.data.vocab import FIRST_ITEM, ItemVocab
+from recjax.core.errors import ConfigError, DataError, UnservableError
+from recjax.core.module import Functional, Params
+from recjax.core.sharding import Mesh
+from recjax.data.codes import Codes, extend, tell_apart
+from recjax.data.vocab import FIRST_ITEM, PAD, ItemVocab
+from recjax.models.codes import ResidualKMeans
 from recjax.nn.quantize import quantize, residual_kmeans
 
 _BLOCK = 65_536
@@ -59,3 +66,61 @@ def codes_of(
     run = jax.jit(lambda x, books: quantize(x, books, normalize=normalize).codes)
     blocks = [np.asarray(run(vectors[i : i + _BLOCK], books)) for i in range(0, len(vectors), _BLOCK)]
     return np.concatenate([np.zeros((0, len(books)), np.int32), *blocks])
+
+
+def codes_by(
+    model: Functional, params: Params, vocab: ItemVocab, *, old: Codes | None = None, mesh: Mesh | None = None
+) -> Codes:
+    """Codes of every item of `vocab` by a model of `recjax.models.codes`; `params` carry the facts.
+
+    Items of `old` keep the codes they have there. Raises `UnservableError` for a model that gives no codes,
+    `ConfigError` when `old` was made with other books, and `DataError` for too many collisions.
+    """
+    module = _module(model, params)
+    content, _ = content_codes(model, params, vocab, mesh=mesh)
+    books = np.asarray(module.codebooks[...])
+    if old is None:
+        return tell_apart(vocab, content, module.size, collisions=module.collisions, codebooks=books)
+    if old.codebooks is None or not np.array_equal(old.codebooks, books):
+        raise ConfigError(
+            "the codes to extend were made with other books than those of this checkpoint",
+            mend="take the checkpoint that they were made with, or make new codes for all items",
+        )
+    return extend(old, vocab, content)
+
+
+def content_codes(
+    model: Functional, params: Params, vocab: ItemVocab, *, batch_size: int = 4096, mesh: Mesh | None = None
+) -> tuple[Int[np.ndarray, "n c"], float]:
+    """int32 [num_items, c]: what the model gives each item, and the share of the variance it does not reconstruct."""
+    _module(model, params)
+    parts = mesh.size_of("batch") if mesh else 1
+    size = -(-min(batch_size, vocab.num_items) // parts) * parts
+
+    @jax.jit
+    def run(params: Params, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = model.apply(params, {"item_ids": ids}, train=False, key=None)
+        content, real = out["content"], (ids != PAD)[:, None]
+        missed = jnp.where(real, (content - out["reconstruction"]) ** 2, 0).sum()
+        return out["codes"], jnp.stack([missed, jnp.where(real, content**2, 0).sum()])
+
+    found, sums = [], np.zeros(2)
+    with mesh.activate() if mesh else contextlib.nullcontext():
+        for start in range(0, vocab.num_items, size):
+            ids = np.full(size, PAD, np.int32)
+            count = min(size, vocab.num_items - start)
+            ids[:count] = FIRST_ITEM + start + np.arange(count)
+            placed: Any = mesh.put_batch({"item_ids": ids})["item_ids"] if mesh else ids
+            codes, squares = run(params, placed)
+            found.append(np.asarray(codes)[:count])
+            sums += np.asarray(squares)
+    return np.concatenate(found), float(sums[0] / max(sums[1], 1e-9))
+
+
+def _module(model: Functional, params: Params) -> ResidualKMeans:
+    module = model.bind(params)
+    if not isinstance(module, ResidualKMeans):
+        raise UnservableError(
+            f"a {type(module).__name__} gives no codes", expected="a model of recjax.models.codes, such as RqVae"
+        )
+    return module

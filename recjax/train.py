@@ -238,7 +238,7 @@ class _Run:
         best = "best so far" if self.progress.best_step == step else f"best at step {self.progress.best_step}"
         written = {f"valid/{m}": value for m, value in values.items()}
         for name, found in ranked.items():
-            line = ", ".join(f"{m} {value:.4f}" for m, value in found.values.items() if m.endswith("@10"))
+            line = ", ".join(f"{m} {found.values[m]:.4f}" for m in self.recipe.evaluation.shown())
             where = f"valid, {name}," if len(ranked) > 1 else "valid"
             writer.message(f"{where} at step {step:,}: {line} ({best}; {found.seconds:.1f} s)")
             if len(ranked) > 1:

@@ -31,6 +31,7 @@ FIELDS: dict[str, str] = {
     "seen_ids": "int32 [b, n]: items the user already had, 0 where padded; not to be recommended again",
     "user_index": "int64 [b]: number of the user in the prepared examples, -1 in rows added to fill the batch",
     "row_weight": "float32 [b]: 1, or 0 in rows added to fill the batch",
+    "item_ids": "int32 [b]: item rows, where a step is about items; weight is [b] then",
     "tokens": "int32 [b, t]: text tokens",
     "domain": "int32 [b]",
     "negatives": "int32 [b, l, n]: item rows drawn as negatives on the host",

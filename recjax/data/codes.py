@@ -159,19 +159,23 @@ def read_codes(path: str | os.PathLike[str], *, vocabulary_hash: str = "") -> Co
 
 
 def report(codes: Codes) -> dict[str, Any]:
-    """How well the codes are used.
+    """How well the codes of a catalogue are used: the `statistics` of their content codes."""
+    return statistics(codes.content, codes.sizes[0])
 
-    For each content level the codes in use and their perplexity exp(H), H the entropy over items; `distinct` tuples
-    of content codes over items, `alone` the share of items that share theirs with nobody, `largest` group of sharers.
+
+def statistics(content: np.ndarray, size: int) -> dict[str, Any]:
+    """What content codes [items, levels], each below `size`, say of a quantiser.
+
+    For each level the codes in use and their perplexity exp(H), H the entropy over items; `distinct` tuples over
+    items, `alone` the share of items that share theirs with nobody, `largest` group of sharers.
     """
-    content = codes.content
     shared = np.bincount(groups_of(content))
     levels = []
     for level in range(content.shape[1]):
-        count = np.bincount(content[:, level], minlength=codes.sizes[level])
+        count = np.bincount(content[:, level], minlength=size)
         share = count[count > 0] / max(count.sum(), 1)
         perplexity = float(np.exp(-(share * np.log(share)).sum()))
-        levels.append({"size": codes.sizes[level], "used": int((count > 0).sum()), "perplexity": round(perplexity, 2)})
+        levels.append({"size": size, "used": int((count > 0).sum()), "perplexity": round(perplexity, 2)})
     return {
         "items": len(content),
         "levels": levels,

@@ -37,16 +37,17 @@ def nearest(x: Float[Array, "n d"], book: Float[Array, "w d"]) -> Int[Array, "n"
 def quantize(x: Float[Array, "n d"], books: Float[Array, "c w d"], *, normalize: bool = False) -> Quantized:
     """Codes of `x`, level by level; with `normalize` what is left is brought to length 1 before every level.
 
-    As an operation on numbers: gradients flow through `inputs` and `chosen` alike, for callers to stop.
+    What a level takes away is a constant to the levels after it: the gradient of `inputs` goes to `x` whole at every
+    level, that of `chosen` to its book alone.
     """
     codes, inputs, chosen, left = [], [], [], x
     for level in range(books.shape[0]):
         left = _unit(left) if normalize else left
-        code = nearest(left, books[level])
+        code = nearest(jax.lax.stop_gradient(left), books[level])
         codes.append(code)
         inputs.append(left)
         chosen.append(jnp.take(books[level], code, axis=0))
-        left = left - chosen[-1]
+        left = left - jax.lax.stop_gradient(chosen[-1])
     return Quantized(jnp.stack(codes, 1), jnp.stack(inputs, 1), jnp.stack(chosen, 1))
 
 
