@@ -120,6 +120,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError("whose checkpoint is to be evaluated?", expected="--workdir=DIR, the folder of a run")
     workdir, split = given.args.workdir, given.args.split
     found = evaluate_run(given.recipe, workdir, split=split, checkpoint=given.args.checkpoint, cache=given.args.cache)
+    if not found:
+        print("This model ranks nobody; what there is to say of its codes stands in their artifact (recjax infer).")
     if distributed.is_lead():
         for task, result in found.items():
             metrics = result.metrics()

@@ -76,7 +76,7 @@ class Stage:
 
     def row(self) -> dict[str, Any]:
         """What the report says of it."""
-        values = self.result.systems[_MODEL].values
+        values = self.result.systems[_MODEL].values if self.results else {}
         return {
             "stage": self.name,
             "seed": self.seed,
@@ -109,7 +109,14 @@ def run(
             if found is None:
                 return None
             stages.append(found)
-    main = [s.name for s in stages if s.header.role != "teacher"][-1:] or [stages[-1].name]
+    ranked = [stage for stage in stages if stage.results]
+    if not ranked:
+        raise ConfigError(
+            "no stage ranks anything, so that there is nothing to report",
+            where=f"{workdir}, where the stages and their artifacts are whole",
+            mend="recjax train and recjax infer are the verbs for a stage on its own",
+        )
+    main = [s.name for s in ranked if s.header.role != "teacher"][-1:] or [ranked[-1].name]
     last = [stage for stage in stages if stage.name == main[0]]
     metrics, *others = (
         mean_of_seeds([stage.results[task].metrics() for stage in last], [stage.seed for stage in last])
