@@ -294,7 +294,7 @@ def test_an_output_that_is_not_a_number_is_an_error(examples, model, params):
 
 
 def test_mistakes_are_named(examples, model):
-    for wrong in ({"k": ()}, {"k": (0,)}, {"seen": "hidden"}, {"baselines": ("bm25",)}, {"max_users": 0}):
+    for wrong in ({"k": ()}, {"k": (0,)}, {"seen": "hidden"}, {"baselines": ("oracle",)}, {"max_users": 0}):
         with pytest.raises(ConfigError):
             Evaluation(**wrong)
     with pytest.raises(ConfigError, match="catalogue of 60 items"):

@@ -25,6 +25,7 @@ INSIDE = {
     "losses": ("core.errors", "core.sharding", "core.rows"),
     "metrics": ("core.errors", "core.sharding"),
     "models": ("core", "nn"),
+    "bridge": ("core", "models", "nn"),
     "data": FILES_AND_ERRORS,
     "tasks": (*FILES_AND_ERRORS, "data"),
     "serve": (*FILES_AND_ERRORS, "data.text", "data.vocab", "index"),
@@ -63,13 +64,16 @@ OUTSIDE = {
     "tensorflow_datasets": ("data/tfds_import.py",),
     "seqio": ("tasks/seqio_bridge.py",),
     "sentencepiece": ("data/text.py",),
+    "bm25s": ("index/bm25.py",),
     "fastapi": ("serve/",),
     "uvicorn": ("serve/",),
+    "tensorstore": ("bridge/",),
+    "msgpack": ("bridge/",),
     "torch": (),
     "transformers": (),
 }
 # Libraries that are imported when they are needed, never when a module is.
-INSIDE_FUNCTIONS = ("tensorflow", "tensorflow_datasets", "seqio", "sentencepiece", "matplotlib", "uvicorn")
+INSIDE_FUNCTIONS = ("tensorflow", "tensorflow_datasets", "seqio", "sentencepiece", "bm25s", "matplotlib", "uvicorn")
 # Modules that answer at once, so that a mistake on the command line does not wait for jax.
 LIGHT = ("cli", "list", "core.errors", "core.flags", "core.fits", "core.names")
 

@@ -292,7 +292,9 @@ def test_search_and_recommendation_are_prepared_side_by_side(tmp_path: Path) -> 
     np.testing.assert_array_equal(
         searches.query_ids("quiet mystery"), searches.text_vocab.encode("search: quiet mystery")
     )
-    with pytest.raises(ExamplesError, match="no text vocabulary"):
-        recommends.query_ids("quiet mystery")
+    assert searches.query_text(searches.query_ids("quiet mystery")) == "quiet mystery"
+    for refused in (lambda: recommends.query_ids("quiet"), lambda: recommends.query_text(np.array([3]))):
+        with pytest.raises(ExamplesError, match="no text vocabulary"):
+            refused()
     counts = searches.source("train").read(np.arange(searches.count("train")), ["items"])["items"][0]
     np.testing.assert_array_equal(searches.item_count, np.bincount(counts, minlength=searches.vocab.num_rows))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from recjax.baselines import item_graph, item_knn
+from recjax.baselines import bm25, item_graph, item_knn
 from recjax.baselines.harness import Scorer, choose
 from recjax.baselines.popularity import Popularity
 from recjax.baselines.recent_popularity import RecentPopularity
@@ -23,7 +23,8 @@ class Ground:
     """What baselines are made from: the splits, training events and validity of every row, and the protocol.
 
     `asked` are the records to be ranked, of which only what came before the targets may be used; `target_time` says
-    that models are told when the target happens, `now` when a split holds out a period from one moment on.
+    that models are told when the target happens, `now` when a split holds out a period from one moment on. `titles` are
+    those of the rows.
     """
 
     train: Records
@@ -35,6 +36,7 @@ class Ground:
     asked: Records | None = None
     target_time: bool = False
     now: int | None = None
+    titles: Sequence[str | None] = ()
 
     def tuned(self, make: Callable[[Any], Scorer], grid: Sequence[Any]) -> Scorer:
         """The scorer of the best settings of `grid` on the tuning records."""
@@ -63,9 +65,20 @@ def _recent_popularity(ground: Ground) -> Scorer:
     return RecentPopularity(logs, len(ground.valid), target_time=ground.target_time, now=ground.now)
 
 
+def _bm25(ground: Ground) -> Scorer:
+    texts = {
+        queries: bm25.documents(ground.train, ground.titles, len(ground.valid), queries=queries)
+        for queries in (True, False)
+    }
+    return ground.tuned(lambda settings: bm25.TextMatch(texts[settings.queries], settings), bm25.grid())
+
+
 BASELINES: dict[str, Callable[[Ground], Scorer]] = {
     "popularity": _popularity,
     "item_graph": _item_graph,
     "item_knn": _item_knn,
     "recent_popularity": _recent_popularity,
+    "bm25": _bm25,
 }
+# These are left out where a task has no queries.
+BY_TEXT = ("bm25",)

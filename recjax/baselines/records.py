@@ -7,7 +7,7 @@ one user after the other in one array, so that counting is numpy and scipy from 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
 
 import numpy as np
 from scipy import sparse
@@ -22,7 +22,8 @@ class Records:
     """User u had the rows `items[offsets[u]:offsets[u + 1]]`, oldest first; `label` 0 where there is none.
 
     `times` are those of the items, `label_time` of the labels, None where the log has none. `seen` is what the user
-    really had, where that differs from the items (a changed input): flat rows and their bounds.
+    really had, where that differs from the items (a changed input): flat rows and their bounds. `text` is the query of
+    each record, where the task has queries.
     """
 
     items: np.ndarray
@@ -33,6 +34,7 @@ class Records:
     times: np.ndarray | None = None
     label_time: np.ndarray | None = None
     seen: tuple[np.ndarray, np.ndarray] | None = None
+    text: np.ndarray | None = None
 
     @classmethod
     def of(cls, examples: Examples, split: str) -> Records:
@@ -61,7 +63,8 @@ class Records:
             train_events=column("train_events", np.int32),
             times=lists("times").astype(np.int64) if "times" in found else None,
             label_time=column("label_time", np.int64) if "label_time" in found else None,
-            seen=_seen(source, names),
+            seen=_lists(source, "seen") if "seen" in names else None,
+            text=_texts(examples, source) if "text" in names else None,
         )
 
     def __len__(self) -> int:
@@ -88,6 +91,7 @@ class Records:
             times=None if self.times is None else self.times[at],
             label_time=None if self.label_time is None else self.label_time[users],
             seen=seen,
+            text=None if self.text is None else self.text[users],
         )
 
     def latest(self, limit: int) -> Records:
@@ -127,9 +131,15 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
-def _seen(source: ExampleSource, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
-    if "seen" not in names:
-        return None
-    lists = [example["seen"] for example in source.__getitems__(range(len(source)))]
+def _lists(source: ExampleSource, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A list field of all records: flat values and their bounds."""
+    lists = [example[name] for example in source.__getitems__(range(len(source)))]
     lengths = np.array([len(one) for one in lists], np.int64)
     return np.concatenate([np.zeros(0, np.int32), *lists]), _offsets(lengths)
+
+
+def _texts(examples: Examples, source: ExampleSource) -> np.ndarray:
+    """The query of every record, an array of objects."""
+    values, bounds = _lists(source, "text")
+    texts = [examples.query_text(values[start:end]) for start, end in itertools.pairwise(bounds.tolist())]
+    return np.array(texts, object)

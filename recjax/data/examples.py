@@ -148,10 +148,15 @@ class Examples:
     def query_ids(self, query: str) -> np.ndarray:
         """int32 [n]: a query as the field `text` spells it, prompt and all. Raises `ExamplesError` without text."""
         if self.text_vocab is None:
-            raise ExamplesError(
-                "these examples have no text vocabulary", where=str(self.path), expected="examples of a search task"
-            )
+            raise _no_text(self.path)
         return self.text_vocab.encode(self.manifest.get("prompt", "") + query)
+
+    def query_text(self, ids: np.ndarray) -> str:
+        """The query that the field `text` spells, without the prompt and as the text model normalises it."""
+        if self.text_vocab is None:
+            raise _no_text(self.path)
+        prompt = self.text_vocab.decode(self.text_vocab.encode(self.manifest.get("prompt", "")))
+        return self.text_vocab.decode(ids).removeprefix(prompt).strip()
 
     @functools.cached_property
     def item_count(self) -> np.ndarray:
@@ -191,6 +196,12 @@ class Examples:
                 f"there is no split {split!r}", where=str(self.path), expected=f"one of: {', '.join(self.splits)}"
             )
         return self.manifest["splits"][split]
+
+
+def _no_text(path: Path) -> ExamplesError:
+    return ExamplesError(
+        "these examples have no text vocabulary", where=str(path), expected="examples of a search task"
+    )
 
 
 def _write_catalogue(folder: Path, items: Any, num_rows: int) -> None:
