@@ -11,12 +11,15 @@ It knows no model: a function gives the logits of a level. It refuses to sample 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from recjax.core import sharding
 from recjax.decode.remaining import Alive, make_alive, of_row
 from recjax.decode.trie import Trie
 
@@ -44,7 +47,7 @@ def beam_search(
     *,
     beams: int,
     k: int | None = None,
-    allowed: Bool[Array, "*b n"] | None = None,
+    allowed: Bool[Array, "*q n"] | None = None,
     exclude: Int[Array, "b s"] | None = None,
 ) -> Beams:
     """The `k` (default `beams`) most probable ids, from the `beams` most probable prefixes of each level.
@@ -68,7 +71,7 @@ def beam_search(
     scores = jnp.zeros(logits.shape[:2], jnp.float32)
     for level in range(last):
         candidates = _candidates(trie, level, nodes, scores, logits, alive)
-        scores, place = jax.lax.top_k(candidates.scores, min(beams, candidates.scores.shape[1]))
+        scores, place = _top_k(candidates.scores, min(beams, candidates.scores.shape[1]))
         # In the order of their prefixes, so that of equals the lower leaf is always the earlier one; no beams last.
         place = jnp.where(scores > -jnp.inf, place, candidates.scores.shape[1] - 1)
         place, scores = jax.lax.sort((place, scores), num_keys=1)
@@ -78,7 +81,7 @@ def beam_search(
         state = jax.tree.map(lambda leaf, parents=parents: of_row(leaf, parents), state)
         logits, state = step(state, codes, level + 1)
     candidates = _candidates(trie, last, nodes, scores, logits, alive)
-    scores, place = jax.lax.top_k(candidates.scores, min(k, candidates.scores.shape[1]))
+    scores, place = _top_k(candidates.scores, min(k, candidates.scores.shape[1]))
     missing = ((0, 0), (0, k - scores.shape[1]))
     leaf = jnp.pad(jnp.take_along_axis(candidates.nodes, place, axis=1), missing)
     scores = jnp.pad(scores, missing, constant_values=-jnp.inf)
@@ -120,3 +123,15 @@ def _log_softmax(logits: jax.Array, is_alive: jax.Array) -> jax.Array:
     logits -= jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), -BOUND)
     total = jnp.sum(jnp.exp(logits), axis=-1, keepdims=True)
     return logits - jnp.log(jnp.maximum(total, 1.0))  # less than 1 only where nothing is alive
+
+
+def _top_k(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The largest of each row, of equals the first; a device looks at its own rows, which the compiler cannot know."""
+    run = partial(jax.lax.top_k, k=k)
+    mesh = sharding.active()
+    if mesh is not None:
+        by_batch = PartitionSpec(mesh.axes_of("batch") or None)
+        # Equal on the axes that are left out, so that nothing needs to be checked.
+        run = jax.shard_map(run, mesh=mesh.devices, in_specs=by_batch, out_specs=by_batch, check_vma=False)
+    best, places = run(scores)
+    return best, places

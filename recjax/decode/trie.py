@@ -100,6 +100,6 @@ class Trie:
         return jnp.take(values, self.arrays["row"], axis=-1, mode="clip")
 
 
-def take(values: jax.Array, places: jax.Array) -> jax.Array:
+def take(values: Any, places: jax.Array) -> jax.Array:
     """values[places] for places that are known to be inside, which is the cheapest there is."""
     return jnp.asarray(values).at[places].get(mode="promise_in_bounds")
