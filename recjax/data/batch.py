@@ -22,6 +22,11 @@ FIELDS: dict[str, str] = {
     "masked": "int32 [b, l]: 1 where the item is hidden from the model and is to be predicted",
     "positions": "int32 [b, l]: position inside its own example, restarting at 0 for each packed example",
     "segment_ids": "int32 [b, l]: 1, 2, ... for the examples packed into a row, 0 where padded",
+    "prefix": "int32 [b, l]: 1 where a slot is seen by the earlier slots of its example, too: a prompt read as a whole",
+    "decoder_ids": "int32 [b, t]: an answer so far, beginning with row 0; the other fields are then of its prompt, "
+    "but for target_ids and weight, which are [b, t]",
+    "decoder_positions": "int32 [b, t]: position inside its own answer",
+    "decoder_segment_ids": "int32 [b, t]: the segment of the prompt that it answers, 0 where padded",
     "target_ids": "int32 [b, l]: the item to be predicted at each position, 0 where there is none",
     "weight": "float32 [b, l]: weight of each target in the loss, 0 where there is none",
     "label_ids": "int32 [b]: the held-out item of an evaluation row, 0 in rows added to fill the batch",

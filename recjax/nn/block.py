@@ -51,7 +51,7 @@ class Block(Module):
         make_norm = functools.partial(Norm, kind=c.norm, width=c.width, bias=c.bias, epsilon=c.norm_epsilon, rngs=rngs)
         is_gated = c.residual == "gated"
         self.attention_norm = make_norm()
-        self.attention = (SelfAttention if c.attention == "softmax" else PointwiseAttention)(c, rngs=rngs)
+        self.attention: Any = (SelfAttention if c.attention == "softmax" else PointwiseAttention)(c, rngs=rngs)
         self.attention_gate = Gate(c, rngs=rngs) if is_gated else None
         if c.cross:
             self.cross_norm = make_norm()
@@ -85,7 +85,7 @@ class Block(Module):
         inner_rate, out_rate = (rate, 0.0) if c.attention == "hstu" else (c.attention_dropout, rate)
         y, kept = self.attention(self._view(x, self.attention_norm), layout, shared, inner_rate, keys[0])
         x = self._add(x, _drop(y, out_rate, keys[1]), self.attention_norm, self.attention_gate)
-        if c.cross:
+        if source is not None:
             y, crossed = self.cross(self._view(x, self.cross_norm), layout, source, c.attention_dropout, keys[3])
             x = self._add(x, _drop(y, rate, keys[4]), self.cross_norm, self.cross_gate)
         x = self._feed_forward(x, rate, keys[2])
@@ -97,14 +97,14 @@ class Block(Module):
         """What calling it gives at some slots when not training; only they go through what follows the attention."""
         y = self.attention.at(self._view(x, self.attention_norm), layout, shared, slots)
         here = self._add(take_slots(x, slots), y, self.attention_norm, self.attention_gate)
-        if self.config.cross:
+        if source is not None:
             y, _ = self.cross(self._view(here, self.cross_norm), layout.at(slots), source, 0.0, None)
             here = self._add(here, y, self.cross_norm, self.cross_gate)
         return self._feed_forward(here, 0.0, None)
 
     def kept(self, x: Float[Array, "b l d"], layout: Layout, source: Source | None) -> tuple[Kept | None, Kept | None]:
         """What later tokens need, alone."""
-        crossed = self.cross.kept(source.hidden) if self.config.cross and source is not None else None
+        crossed = None if source is None else self.cross.kept(source.hidden)
         return self.attention.kept(self._view(x, self.attention_norm), layout), crossed
 
     def extend(
@@ -122,7 +122,7 @@ class Block(Module):
         own, prompt, crossed = kept
         y, own = self.attention.extend(self._view(x, self.attention_norm), positions, prompt, own, step, added)
         x = self._add(x, y, self.attention_norm, self.attention_gate)
-        if crossed is not None:
+        if crossed is not None and added.source is not None:
             y = self.cross.recall(self._view(x, self.cross_norm), crossed, added.source)
             x = self._add(x, y, self.cross_norm, self.cross_gate)
         return self._feed_forward(x, 0.0, None), own

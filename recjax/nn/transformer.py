@@ -60,7 +60,7 @@ class Transformer(Module):
         rates = jnp.asarray(c.dropout_rates, jnp.float32)
         drops = 5 if c.cross else 3
         keys = jax.random.split(key, (c.num_layers, drops)) if train and key is not None else None
-        shared = self._shared(layout)
+        shared = self._shared(layout, source)
 
         def call(block: Block, x: jax.Array, per_layer: Any) -> tuple[jax.Array, None]:
             return block(x, layout, shared, source, *per_layer)[0], None
@@ -90,8 +90,8 @@ class Transformer(Module):
         seen = None
         if source is not None:
             here = jnp.take_along_axis(layout.segments, at, axis=1)
-            nowhere = jnp.zeros((1, 1), jnp.int32)
-            seen = Seen(crossed, allowed(nowhere, nowhere, here, source.segments, causal=False)[:, 0])
+            there = source.segments
+            seen = Seen(crossed, allowed(jnp.zeros_like(here), jnp.zeros_like(there), here, there, causal=False)[:, 0])
         prompt = Prompt(
             kept=own,
             visible=allowed_at(at, Masks(layout.segments, layout.segments, layout.prefix))[:, 0],
@@ -133,7 +133,7 @@ class Transformer(Module):
     def _below(self, x: jax.Array, layout: Layout, source: Source | None) -> tuple[jax.Array, Any, Any]:
         """When not training: the stream below the last block, what layers share, and what blocks kept (None: no block
         is below)."""
-        x, shared, last = x.astype(self.config.dtype), self._shared(layout), self.config.num_layers - 1
+        x, shared, last = x.astype(self.config.dtype), self._shared(layout, source), self.config.num_layers - 1
 
         def call(block: Block, x: jax.Array, _: None) -> Any:
             return block(x, layout, shared, source, 0.0, None)
@@ -143,9 +143,11 @@ class Transformer(Module):
         x, kept = scan(some(self.layers, 0, last), call, x, None, unroll=self._unroll)
         return x, shared, kept
 
-    def _shared(self, layout: Layout) -> Any:
+    def _shared(self, layout: Layout, source: Source | None) -> Any:
         """What the layers have in common about pairs of slots."""
         c = self.config
+        if c.cross != (source is not None):
+            raise ValueError(f"TransformerConfig.cross = {c.cross} and source = {source}")
         if layout.prefix is not None and c.attention == "hstu":
             raise ConfigError("hstu attention knows no prefix", mend="take softmax attention, or leave it out")
         if c.relative == "position_time":
@@ -162,7 +164,7 @@ class Transformer(Module):
         if self.config.relative == "t5":
             table = self.relative_bias[...]
             to_prompt = to_prompt + _t5_at(table, prompt.slot[:, None] + 1 + step - slots)
-            to_own = to_own + _t5_at(table, step - own)
+            to_own = to_own + _t5_at(table, jnp.asarray(step) - own)
         source = None if prompt.source is None else unless(prompt.source.visible)[:, None]
         return Added(to_prompt, to_own, source)
 
