@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from recjax.baselines.fit import BASELINES, Ground
+from recjax.baselines.fit import BASELINES, BY_TEXT, Ground
 from recjax.baselines.harness import Ranked, Scorer, rank_batches
 from recjax.baselines.records import Records
 from recjax.core.errors import ConfigError, ExamplesError
@@ -35,8 +35,9 @@ from recjax.data.vocab import FIRST_ITEM
 from recjax.metrics.buckets import item_buckets, popularity_percentile, user_buckets
 from recjax.metrics.topk import Coverage
 from recjax.protocol import Evaluation, protocol_of, shown_users
-from recjax.ranking import make_step, read, run_late
+from recjax.ranking import make_spelled_step, make_step, read, run_late
 from recjax.results import Result, System, per_user_values
+from recjax.retrieve import Spelled
 from recjax.slices import Task
 
 __all__ = ["MODEL", "Evaluation", "Evaluator", "assess", "evaluate", "fit_baselines", "rank_baselines", "result_of"]
@@ -57,13 +58,14 @@ class Evaluator:
         config: Evaluation,
         model: Functional | None = None,
         prompts: Prompts | None = None,
+        catalogue: Spelled | None = None,
         history_length: int = 0,
         times: str = "none",
         temperature: float = 1.0,
         mesh: Mesh | None = None,
     ) -> None:
         """`temperature` is what the training objective divides scores by, for the likelihood of a target; `prompts`
-        is how a model of tokens is asked.
+        is how a model of tokens is asked, and `catalogue` how items of several tokens are found.
 
         Raises `ConfigError` when a cut-off exceeds the catalogue, `ExamplesError` for a split without users.
         """
@@ -82,9 +84,12 @@ class Evaluator:
         self._step, self._packs = None, False
         if model is not None:
             module = model.bind(jax.eval_shape(model.init, jax.random.key(0)))
-            self._packs = getattr(module, "packs", False)
-            k, block, packs = config.k[-1], config.block, self._packs
-            self._step = make_step(model, k=k, block=block, temperature=temperature, in_parts=packs)
+            k, block = config.k[-1], config.block
+            if catalogue is not None:
+                self._step = make_spelled_step(model, catalogue, k=k, num_items=vocab.num_items)
+            else:
+                packs = self._packs = getattr(module, "packs", False)
+                self._step = make_step(model, k=k, block=block, temperature=temperature, in_parts=packs)
         self._look()
 
     def _look(self) -> None:
@@ -276,9 +281,12 @@ def fit_baselines(evaluator: Evaluator) -> dict[str, tuple[Scorer, float]]:
         asked=evaluator.records,
         target_time=evaluator.times == "target",
         now=_period_start(evaluator),
+        titles=examples.titles(),
     )
     fitted = {}
     for name in config.baselines:
+        if name in BY_TEXT and ground.train.text is None:
+            continue
         started = time.perf_counter()
         scorer = BASELINES[name](ground)
         fitted[name] = scorer, time.perf_counter() - started

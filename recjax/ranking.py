@@ -21,6 +21,7 @@ from recjax.core.module import Functional, Params
 from recjax.core.rows import take_rows
 from recjax.index.exact import rank_among, rank_and_top_k, top_k
 from recjax.index.scoring import LOWEST, log_partition
+from recjax.retrieve import Spelled
 
 # Slots of a batch that go through a model together, on a CPU.
 SLOTS = 3200
@@ -33,7 +34,7 @@ class Outputs(NamedTuple):
     rank: jax.Array
     rows: jax.Array
     is_finite: jax.Array
-    nll: jax.Array
+    nll: jax.Array | None
     sampled_rank: jax.Array | None
 
 
@@ -113,6 +114,24 @@ def make_step(model: Functional, *, k: int, block: int, temperature: float, in_p
     return jax.jit(step)
 
 
+def make_spelled_step(model: Functional, catalogue: Spelled, *, k: int, num_items: int) -> Step:
+    """(params, batch, valid) -> `Outputs` for models that name items in several tokens.
+
+    A target that is not among the best `k` has rank `num_items`, which no cut-off reaches; neither likelihood nor
+    sampled candidates are given.
+    """
+
+    def step(params: Params, batch: Mapping[str, Any], valid: jax.Array) -> Outputs:
+        label = batch["label_ids"]
+        seen = jnp.where(batch["seen_ids"] == label[:, None], 0, batch["seen_ids"])
+        found = catalogue(model, params, batch, k, exclude=seen)
+        is_label = found.rows == label[:, None]
+        rank = jnp.where(is_label.any(axis=1), jnp.argmax(is_label, axis=1), num_items)
+        return Outputs(rank.astype(jnp.int32), found.rows, ~jnp.isnan(found.scores).any(axis=1), None, None)
+
+    return jax.jit(step)
+
+
 def make_recommend(model: Functional, *, k: int, block: int, mean_of_items: bool) -> Callable[..., jax.Array]:
     """(params, batch, valid) -> the best `k` rows [b, k]; the query is the mean of the history's item vectors if asked.
 
@@ -150,7 +169,8 @@ def read(batch: Mapping[str, Any], outputs: Outputs) -> Ranked:
 
     Raises `TrainingError` when the model's output is not a number.
     """
-    rank, rows, is_finite, nll = (fetch(x) for x in outputs[:4])
+    rank, rows, is_finite = (fetch(x) for x in outputs[:3])
+    nll = None if outputs.nll is None else fetch(outputs.nll)
     real = fetch(batch["row_weight"]) > 0
     if not is_finite[real].all():
         raise TrainingError(
@@ -159,7 +179,7 @@ def read(batch: Mapping[str, Any], outputs: Outputs) -> Ranked:
         )
     user_index, label = fetch(batch["user_index"]).astype(np.int64), fetch(batch["label_ids"])
     among = None if outputs.sampled_rank is None else fetch(outputs.sampled_rank)[real]
-    return Ranked(user_index[real], label[real], rank[real], rows[real], among, nll[real])
+    return Ranked(user_index[real], label[real], rank[real], rows[real], among, None if nll is None else nll[real])
 
 
 def fetch(x: Any) -> np.ndarray:

@@ -32,6 +32,7 @@ from recjax.data.spelling import Prompts
 from recjax.data.tokens import Spelling
 from recjax.evaluation import Evaluation, Evaluator
 from recjax.losses.objective import Objective
+from recjax.retrieve import Spelled, spelled
 from recjax.tasks.mixtures import Mixture
 
 _SEEDS = 2**31
@@ -52,7 +53,8 @@ class Recipe:
     `facts` compute, from the examples, arrays over the catalogue that the model reads from its batch as `item/<name>`
     [v, ...]: content vectors, popularity. They are made again for every run, are no parameters, and are never part of
     a checkpoint. `warm_start` is where the parameters of a fresh run come from. `spelling` is how items and texts
-    become tokens, the rows of the model's table; without it these are the rows of the items.
+    become tokens, the rows of the model's table; without it these are the rows of the items. Items of several tokens
+    are found by a beam search, `beams` wide (0: as wide as the largest cut-off of the evaluation).
     """
 
     name: str
@@ -62,6 +64,7 @@ class Recipe:
     objectives: Sequence[Objective]
     facts: Sequence[Facts] = ()
     spelling: Spelling | None = None
+    beams: int = 0
     warm_start: WarmStart | None = None
     optimizer: optim.Optimizer = optim.Optimizer()
     mesh: MeshConfig = MeshConfig()
@@ -81,6 +84,7 @@ class Recipe:
             ("log_every", 1),
             ("eval_every", 0),
             ("patience", 0),
+            ("beams", 0),
         ):
             value = getattr(self, field)
             if not isinstance(value, int) or value < least:
@@ -132,6 +136,7 @@ class Assembly:
         make = functools.partial(recipe.model, num_rows=self.num_rows)
         self.model = Functional(lambda rngs: make(rngs=rngs))
         self.facts = self._make_facts()
+        self.catalogue = self._make_catalogue()
         self._check_positions()
         self._check_divisible()
         self._optimizer_config = optim.sparing(recipe.optimizer, self.model.untrained)
@@ -178,6 +183,20 @@ class Assembly:
                 sharding = self.mesh.sharding(("items",) if by_row else ())
                 found[name] = jax.make_array_from_callback(value.shape, sharding, lambda i, value=value: value[i])
         return found
+
+    def _make_catalogue(self) -> Spelled | None:
+        """How items of several tokens are found; its arrays join the facts."""
+        if self.tokens is None or self.tokens.levels == 1:
+            return None
+        beams = self.recipe.beams or max(self.recipe.evaluation.k)
+        catalogue, arrays = spelled(self.tokens, beams=beams, temperature=self.temperature)
+        self.facts |= {name: jax.device_put(array, self.mesh.sharding()) for name, array in arrays.items()}
+        return catalogue
+
+    @property
+    def temperature(self) -> float:
+        """What the training objective divides scores by."""
+        return next((t for o in self.recipe.objectives if (t := getattr(o, "temperature", None))), 1.0)
 
     def with_facts(self, params: Params) -> Params:
         """Parameters as evaluation, inference and export take them: with what the model needs besides."""
@@ -243,9 +262,10 @@ class Assembly:
             config=config,
             model=self.model,
             prompts=None if self.tokens is None else Prompts(self.tokens, self.recipe.feed.text_length),
+            catalogue=self.catalogue,
             history_length=self.recipe.feed.history_length,
             times=self.recipe.feed.times,
-            temperature=next((t for o in self.recipe.objectives if (t := getattr(o, "temperature", None))), 1.0),
+            temperature=self.temperature,
             mesh=self.mesh,
         )
 

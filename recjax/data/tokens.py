@@ -13,6 +13,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -62,10 +63,9 @@ class Tokens:
         return FIRST_ITEM + np.concatenate([[0], np.cumsum(self.sizes)[:-1]]).astype(np.int64)
 
     @property
-    def codes(self) -> np.ndarray:
-        """int32 [num_items, L]: the code of every item at every level."""
-        num_items = int((self.spelling[:, 0] >= FIRST_ITEM).sum())
-        return (self.spelling[FIRST_ITEM : FIRST_ITEM + num_items] - self.level_start).astype(np.int32)
+    def items(self) -> slice:
+        """The item rows that stand for an item."""
+        return slice(FIRST_ITEM, FIRST_ITEM + int((self.spelling[:, 0] >= FIRST_ITEM).sum()))
 
     def counts(self, item_count: np.ndarray) -> np.ndarray:
         """float32 [num_rows]: how often each token occurs where item row i occurs `item_count[i]` times."""
@@ -102,14 +102,20 @@ class AtomicIds:
         return Tokens(spelling[:, None], (vocab.num_items,), text_size_of(examples))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SemanticIds:
-    """The codes of an artifact (`recjax.data.codes`), which is of the same items as the examples."""
+    """The codes of an artifact (`recjax.data.codes`), which is of the same items as the examples.
+
+    With `stage`, `path` is the folder of all stages of a system and the artifact is that of this stage.
+    """
 
     path: str
+    stage: str = ""
 
     def make(self, examples: Sequence[Examples]) -> Tokens:
-        vocab, found = examples[0].vocab, read_codes(self.path, vocabulary_hash=examples[0].vocab.hash)
+        vocab = examples[0].vocab
+        path = Path(self.path, self.stage, "artifacts", "codes") if self.stage else Path(self.path)
+        found = read_codes(path, vocabulary_hash=vocab.hash)
         sizes = tuple(int(n) for n in found.sizes)
         first = FIRST_ITEM + np.concatenate([[0], np.cumsum(sizes)[:-1]])
         spelling = np.zeros((vocab.num_rows, len(sizes)), np.int32)

@@ -9,7 +9,7 @@ and one count per query travel. This module refuses to approximate, and knows no
 A table may be [b, v, d]: item vectors of each query's own, as where they depend on the time it is asked at. Then the
 table is split with the queries, never by items.
 
-Removal: a row is a candidate when `valid[row]` and when it is not among the query's `exclude_ids` (0 is padding). A
+Removal: a row is a candidate when `valid[row]` (a query's own, where `valid` is [b, v]) and when it is not among the query's `exclude_ids` (0 is padding). A
 target is never removed, even when it stands in `exclude_ids` (a repeated item), so it always has a rank. A score
 that is not a number counts as the lowest finite score: such items come last, in row order.
 """
@@ -43,7 +43,7 @@ def top_k(
     table: Float[Array, "*q v d"],
     k: int,
     *,
-    valid: Bool[Array, " v"],
+    valid: Bool[Array, "*b v"],
     exclude_ids: Int[Array, "b n"] | None = None,
     block: int = BLOCK,
 ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
@@ -57,7 +57,7 @@ def rank_of(
     table: Float[Array, "*q v d"],
     label_ids: Int[Array, " b"],
     *,
-    valid: Bool[Array, " v"],
+    valid: Bool[Array, "*b v"],
     exclude_ids: Int[Array, "b n"] | None = None,
     block: int = BLOCK,
 ) -> Int[Array, " b"]:
@@ -71,7 +71,7 @@ def rank_and_top_k(
     label_ids: Int[Array, " b"],
     k: int,
     *,
-    valid: Bool[Array, " v"],
+    valid: Bool[Array, "*b v"],
     exclude_ids: Int[Array, "b n"] | None = None,
     block: int = BLOCK,
 ) -> Found:
@@ -84,12 +84,12 @@ def rank_scores(
     label_ids: Int[Array, " b"],
     k: int,
     *,
-    valid: Bool[Array, " v"],
+    valid: Bool[Array, "*b v"],
     exclude_ids: Int[Array, "b n"] | None = None,
 ) -> Found:
     """`rank_and_top_k` for scores that are there already, by the same rules (baselines go through this)."""
     exclude = _spare(_or_empty(exclude_ids, scores.shape[0]), label_ids)
-    candidates = _remove(scores.astype(jnp.float32), valid, exclude)
+    candidates = _remove(scores.astype(jnp.float32), jnp.atleast_2d(valid), exclude)
     best, rows = jax.lax.top_k(candidates, k)
     label_scores = _pick(candidates, label_ids, jnp.arange(scores.shape[1]))
     rank = _count_before(candidates, jnp.arange(scores.shape[1]), label_scores, label_ids)
@@ -130,10 +130,11 @@ def _search(queries, table, label_ids, k, valid, exclude_ids, block) -> Found:
     if mesh is not None:
         by_batch, by_items = P(batch or None), P(items or None)
         by_table = by_items if table.ndim == 2 else by_batch
+        by_valid = by_items if valid.ndim == 1 else P(batch or None, items or None)
         run = jax.shard_map(
             run,
             mesh=mesh.devices,
-            in_specs=(by_batch, by_table, by_items, by_batch, by_batch),
+            in_specs=(by_batch, by_table, by_valid, by_batch, by_batch),
             out_specs=by_batch,
             check_vma=False,  # equal on the axes that are left out, by the gathers below
         )
@@ -145,6 +146,7 @@ def _search_shard(queries, table, valid, exclude, labels, *, k, block, ranking, 
     mine = queries.shape[0]
     if shared:
         queries, exclude, labels = jax.lax.all_gather((queries, exclude, labels), shared, axis=0, tiled=True)
+        valid = jax.lax.all_gather(valid, shared, axis=0, tiled=True) if valid.ndim == 2 else valid
     v = table.shape[-2]
     block = min(block, v)
     blocks = -(-v // block)
@@ -152,7 +154,8 @@ def _search_shard(queries, table, valid, exclude, labels, *, k, block, ranking, 
 
     def candidates_of(i):
         scores, rows = score_block(queries, table, i, block)
-        alive = jax.lax.dynamic_slice_in_dim(valid, rows[0], block) & (rows >= i * block)
+        alive = jax.lax.dynamic_slice_in_dim(jnp.atleast_2d(valid), rows[0], block, axis=1)
+        alive &= jnp.broadcast_to(rows >= i * block, alive.shape)
         return _remove(scores, alive, exclude - (offset + rows[0])), offset + rows
 
     def first_pass(carry, i):
@@ -189,8 +192,8 @@ def _search_shard(queries, table, valid, exclude, labels, *, k, block, ranking, 
 
 
 def _remove(scores, valid, places):
-    """-inf where not valid and at `places` [b, n] (outside the block: ignored); what is left is finite or +inf."""
-    scores = jnp.where(valid[None, :], bounded(scores), _REMOVED)
+    """-inf where not valid ([1, v] or [b, v]) and at `places` [b, n] (outside the block: ignored); what is left is finite or +inf."""
+    scores = jnp.where(valid, bounded(scores), _REMOVED)
     places = jnp.where(places < 0, scores.shape[1], places)  # a negative index would count from the end
     return scores.at[jnp.arange(scores.shape[0])[:, None], places].set(_REMOVED, mode="drop")
 
