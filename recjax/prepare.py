@@ -26,6 +26,7 @@ from recjax.core.errors import ConfigError, ExamplesError, RecjaxError
 from recjax.core.flags import Flags, parse_argv, recipe_files
 from recjax.core.progress import Progress
 from recjax.data.examples import Examples, write_examples
+from recjax.data.small_world import SmallWorld
 from recjax.data.sources import DataDir, World
 from recjax.tasks.cache import Place, cache_root, described, place_of
 from recjax.tasks.mixtures import Mixture
@@ -40,6 +41,7 @@ _EXAMPLES = """examples:
   recjax prepare --check DIR --columns item_id=movieId timestamp=time
   recjax prepare --from tfds:movielens/1m-ratings --to DIR
   recjax prepare --from simulate:1000000 --to DIR
+  recjax prepare --from shared_queries:rho=0.5,items=1000 --to DIR    (a small world, see recjax/data/worlds.py)
 gin flags: --gin_file=FILE, --gin.NAME=VALUE, --gin_search_paths=DIR"""
 
 
@@ -52,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="where prepared examples are kept (default: RECJAX_CACHE)")
     parser.add_argument("--check", metavar="DIR", help="say what is understood of a data directory and what is wrong")
     parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="column names, for --check")
-    parser.add_argument("--from", dest="source", metavar="SOURCE", help="tfds:NAME or simulate:EVENTS, to --to")
+    parser.add_argument(
+        "--from", dest="source", metavar="SOURCE", help="tfds:NAME, simulate:EVENTS or a small world, to --to"
+    )
     parser.add_argument("--to", type=Path, metavar="DIR", help="the data directory that --from writes")
     parser.add_argument("--specification", type=Path, help=cli.argparse.SUPPRESS)
     args = parser.parse_args(list(flags.rest))
@@ -227,8 +231,28 @@ def _bring_in(source: str, to: Path | None) -> None:
 
         import_tfds(name, to)
     else:
-        raise ConfigError(f"cannot read --from {source}", expected="tfds:NAME or simulate:EVENTS")
+        _small_world(kind, name).write(to)
     print(to)
+
+
+def _small_world(kind: str, settings: str) -> SmallWorld:
+    """The world of `KIND` or `KIND:NAME=NUMBER,...`."""
+    from recjax.data.worlds import WORLDS
+
+    if kind not in WORLDS:
+        raise ConfigError(
+            f"cannot read --from {kind}", expected=f"tfds:NAME, simulate:EVENTS, or one of {', '.join(WORLDS)}"
+        )
+    types = {field.name: type(field.default) for field in dataclasses.fields(WORLDS[kind])}
+    found = {}
+    for name, _, value in (word.partition("=") for word in filter(None, settings.split(","))):
+        try:
+            found[name] = types[name](value)
+        except (KeyError, ValueError):
+            raise ConfigError(
+                f"cannot read {name}={value}", where=f"--from {kind}", expected=f"numbers for {', '.join(types)}"
+            ) from None
+    return WORLDS[kind](**found)
 
 
 def _mixtures(recipe: str, flags: Flags) -> list[Mixture]:

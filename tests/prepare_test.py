@@ -1,5 +1,6 @@
 """Preparing once: found again, whole or not at all, and told clearly when it cannot be done."""
 
+import json
 import os
 import pickle
 import signal
@@ -236,6 +237,14 @@ def test_a_simulated_world_can_be_written_out(tmp_path: Path, capsys: pytest.Cap
     assert DataDir(path=str(tmp_path / "world")).load().interactions.height == 500
     assert cli.run(main, ["--from", "simulate:500", "--to", str(tmp_path / "world")]) == 2
     assert "already something here" in capsys.readouterr().err
+
+
+def test_a_small_world_can_be_written_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["--from", "shared_queries:rho=0.25,items=160", "--to", str(tmp_path / "world")]) == 0
+    assert json.loads((tmp_path / "world" / "simulated.json").read_text())["measured"]["rho"] == 0.25
+    for source in ("shared_queries:rho=much", "shared_queries:rhos=1", "shared_stories"):
+        with pytest.raises(ConfigError, match="cannot read"):
+            main(["--from", source, "--to", str(tmp_path / "other")])
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,10 @@ def train_pieces(texts: Iterable[str], *, size: int, fold_case: bool = True) -> 
             character_coverage=0.9995,
             normalization_rule_name="nmt_nfkc_cf" if fold_case else "nmt_nfkc",
             max_sentence_length=_MAX_BYTES,
-            **{"pad_id": PAD, "eos_id": END, "unk_id": UNKNOWN, "bos_id": -1},
+            pad_id=PAD,
+            eos_id=END,
+            unk_id=UNKNOWN,
+            bos_id=-1,  # none
             num_threads=1,  # sums of several threads need not come in one order
             minloglevel=2,
         )
