@@ -238,18 +238,13 @@ class Assembly:
             return CatalogueBatches(self.vocab, self.recipe.feed, seed=self.recipe.seed, **place)
         return train_batches(
             self.examples,
-            self.rates,
+            self.recipe.mixture.resolved,
             self.recipe.feed,
             seed=self.recipe.seed,
             tokens=self.tokens,
             process_index=process_index,
             process_count=process_count,
         )
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """In what proportion the windows of the tasks are drawn."""
-        return self.recipe.mixture.resolved([e.count("train") for e in self.examples])
 
     def evaluator(self, split: str, task: int = 0) -> Evaluator | CodesEvaluator:
         """Ranks the users of a split of a task with any parameters of this model, or judges the codes of its items."""

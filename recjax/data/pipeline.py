@@ -26,7 +26,7 @@ from recjax.data.hashing import hashed_with, hashes, uniform
 from recjax.data.heldout import eval_batches, process_rows
 from recjax.data.shards import ExampleSource
 from recjax.data.spelling import ANSWERS, Shape, Speller
-from recjax.data.stream import Block, Stream
+from recjax.data.stream import Block, Rates, Stream
 from recjax.data.teacher import Rankings, Teacher
 from recjax.data.tokens import Tokens
 from recjax.data.windows import History, check
@@ -185,7 +185,7 @@ class BatchIterator(grain.DatasetIterator[Batch]):
 
 def train_batches(
     examples: Sequence[Examples],
-    rates: Sequence[float],
+    rates: Rates,
     feed: Feed,
     *,
     seed: int,
@@ -203,10 +203,9 @@ def train_batches(
     `ExamplesError` when the tasks do not go together and `ConfigError` when the batch cannot be divided.
     """
     rows = process_rows(feed.batch_size, process_index, process_count)
-    if not examples or len(examples) != len(rates):
-        raise ConfigError(
-            f"{len(examples)} tasks with {len(rates)} rates", where="Mixture.rates", expected="one rate each"
-        )
+    given = len(examples) if callable(rates) else len(rates)
+    if not examples or len(examples) != given:
+        raise ConfigError(f"{len(examples)} tasks with {given} rates", where="Mixture.rates", expected="one rate each")
     for other in examples[1:]:
         if other.manifest["vocabulary_hash"] != examples[0].manifest["vocabulary_hash"]:
             raise ExamplesError(
@@ -244,7 +243,7 @@ def train_batches(
         **order,
         "history": repr(feed.history),
         "examples": [e.hash for e in examples],
-        "rates": list(rates),
+        "rates": stream.rates,
         "seed": seed,
     }
     if tokens is not None:

@@ -26,6 +26,8 @@ _MIN_BLOCK_ROWS = 64
 _THIN = np.uint64(0x7468696E)  # what a draw is for
 _HASH_BITS = 32
 
+# What share of the windows each task has, in any proportion, or what says so when told the windows of an epoch of each.
+Rates = Sequence[float] | Callable[[Sequence[int]], Sequence[float]]
 # (task, examples, targets of the windows) -> how many slots each window takes
 Slots = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
@@ -110,7 +112,7 @@ class Stream:
     def __init__(
         self,
         lengths: Sequence[np.ndarray],
-        rates: Sequence[float],
+        rates: Rates,
         *,
         row_length: int,
         history_length: int,
@@ -122,7 +124,7 @@ class Stream:
         block: int = 0,
         seed: int = 0,
     ) -> None:
-        self._rates, self._seed = list(rates), seed
+        self._seed = seed
         self._lengths = [np.asarray(n, np.int64) for n in lengths]
         self.row_length, self._history_length, self._cut, self._packed = row_length, history_length, cut, packed
         self._context, self._modes = context, modes_of(cut)
@@ -131,6 +133,7 @@ class Stream:
         for number, (example, _) in enumerate(self._windows):
             if not len(example):
                 raise ExamplesError("no example has two events to train on", where=f"task {number + 1} of the mixture")
+        self._rates = list(rates(self.epoch_windows) if callable(rates) else rates)
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         self._planned: dict[int, Block] = {}
         self._totals: list[list[int]] = [[] for _ in self._lengths]
@@ -145,6 +148,11 @@ class Stream:
     def lengths(self) -> list[np.ndarray]:
         """Events of the examples of each task."""
         return self._lengths
+
+    @property
+    def rates(self) -> list[float]:
+        """In what proportion the windows of the tasks are drawn."""
+        return self._rates
 
     @property
     def epoch_windows(self) -> list[int]:

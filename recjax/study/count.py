@@ -66,8 +66,7 @@ def count(assembly: Assembly, cell: Cell) -> Count:
 
 def batches_of(recipe: Recipe, examples: Sequence[Examples]) -> BatchIterator:
     """The training batches of a recipe; nothing is read before they are asked for."""
-    rates = recipe.mixture.resolved([e.count("train") for e in examples])
-    return train_batches(examples, rates, recipe.feed, seed=recipe.seed)
+    return train_batches(examples, recipe.mixture.resolved, recipe.feed, seed=recipe.seed)
 
 
 def targets_seen(recipe: Recipe, examples: Sequence[Examples], checkpoint: Path) -> int:

@@ -1,7 +1,7 @@
 """A union of tasks with rates: what a recipe trains on.
 
-What an example is depends on the kind of task (a user, a pair of query and item), so rates that follow the numbers of
-examples are a choice to be stated; the seqio mixture has the same rates.
+What an example is depends on the kind of task: a user, a pair of query and item. When feeding, rates are those of the
+windows that are trained on, of which a user may have several; a seqio mixture knows examples alone.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from recjax.tasks.work import Task
 class Mixture:
     """Tasks, and in what proportion their examples are drawn; rates need not sum to one.
 
-    No rates mean equal rates. With a `temperature` T the rate of a task is also proportional to n ** (1 / T) for its n
-    training examples: T = 1 draws every example equally often, a high T comes near to equal rates (Raffel et al. 2020,
-    section 3.5.2). All tasks of a mixture share one item vocabulary, which is checked when they are read.
+    No rates mean equal rates. With a `temperature` T the rate of a task is also proportional to n ** (1 / T) for the n
+    windows that an epoch of it has: T = 1 draws the windows of all tasks equally often, a high T comes near to equal
+    rates (Raffel et al. 2020, section 3.5.2). All tasks of a mixture share one item vocabulary, which is checked when
+    they are read.
     """
 
     tasks: Sequence[Task] = (NextItem(),)
@@ -50,7 +51,7 @@ class Mixture:
             )
 
     def resolved(self, examples: Sequence[int]) -> tuple[float, ...]:
-        """The rates when the tasks have so many training examples; as they are when there is no temperature.
+        """The rates when the tasks have so many windows or examples; as they are when there is no temperature.
 
         With one, they sum to one. Raises `ConfigError` when a task is without examples.
         """

@@ -148,6 +148,25 @@ def test_every_target_comes_once_an_epoch(examples: Examples, history: str, pack
         assert found.epochs == [epoch + 1.0]
 
 
+def test_rates_may_follow_from_the_windows(pair: list[Examples]) -> None:
+    """Rates that are the windows of an epoch go through all tasks equally often, however they are cut."""
+    for feed in (FEED, dataclasses.replace(FEED, history="tile", history_length=4)):
+        told: list[list[int]] = []
+
+        def every(windows, told=told):
+            told.append(list(windows))
+            return [float(n) for n in windows]
+
+        found = train_batches(pair, every, feed, seed=5)
+        plain = train_batches(pair, [float(n) for n in told[0]], feed, seed=5)
+        assert told == [found.epoch_windows] and found.get_state() == plain.get_state()
+        for _ in range(30):
+            assert_same([next(found)], [next(plain)])
+        assert found.epochs[0] == pytest.approx(found.epochs[1])
+        found.close()
+        plain.close()
+
+
 @pytest.mark.parametrize("prefetch", [0, 3])
 @pytest.mark.parametrize("stop", [0, 1, 7])
 def test_going_on_from_any_batch_is_never_having_stopped(pair: list[Examples], stop: int, prefetch: int) -> None:
