@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class CodesEvaluation:
 
     batch_size: int = 4096
 
+    k: ClassVar[tuple[int, ...]] = ()
     metrics = ("unexplained", "used", "perplexity", "distinct", "alone", "largest")
     main = "distinct"
 
@@ -42,10 +44,11 @@ class CodesEvaluator:
     def __call__(self, params: Params) -> System:
         """The metrics; a system that ranks nobody."""
         started = time.perf_counter()
-        codes, unexplained = content_codes(
+        codes, _, unexplained = content_codes(
             self._model, params, self._vocab, batch_size=self.config.batch_size, mesh=self._mesh
         )
-        found = statistics(codes, self._model.bind(params).codebooks.shape[1])
+        module: Any = self._model.bind(params)
+        found = statistics(codes, module.size)
         levels = found["levels"]
         values = {
             "unexplained": unexplained,

@@ -40,7 +40,8 @@ def fit_codes(
 
     That is the fact `item/vectors` of a recipe (`recjax.data.features`). Rows of zeros are items without content:
     they count for no centre, and get the codes of a zero vector. `normalize` brings what is left to length 1 at every
-    level; `collisions` is the size of the last level, which numbers items of the same content codes (0: none).
+    level; `collisions` is the size of a last level that numbers items of the same content codes; with 0 there is none
+    and they are spread over other codes of the last one.
     Raises `ConfigError` for sizes that cannot be used and `DataError` for vectors that do not fit.
     """
     for name, value, least in (("levels", levels, 1), ("size", size, 2), ("iterations", iterations, 1)):
@@ -55,17 +56,26 @@ def fit_codes(
     books = jax.jit(
         functools.partial(residual_kmeans, levels=levels, size=size, iterations=iterations, normalize=normalize)
     )(items, items.any(1).astype(np.float32), key=jax.random.key(seed))
-    content = codes_of(items, books, normalize=normalize)
-    return tell_apart(vocab, content, size, collisions=collisions, codebooks=np.asarray(books))
+    content, left = codes_of(items, books, normalize=normalize)
+    return tell_apart(vocab, content, np.asarray(books), collisions=collisions, left=left)
 
 
 def codes_of(
     vectors: Float[np.ndarray, "n d"], books: Float[np.ndarray | Array, "c w d"], *, normalize: bool = False
-) -> Int[np.ndarray, "n c"]:
-    """int32: the content codes of `vectors` in `books`, for instance of items that came later (`codes.extend`)."""
-    run = jax.jit(lambda x, books: quantize(x, books, normalize=normalize).codes)
-    blocks = [np.asarray(run(vectors[i : i + _BLOCK], books)) for i in range(0, len(vectors), _BLOCK)]
-    return np.concatenate([np.zeros((0, len(books)), np.int32), *blocks])
+) -> tuple[Int[np.ndarray, "n c"], Float[np.ndarray, "n d"]]:
+    """int32: the content codes of `vectors`, and what the levels before the last left of them.
+
+    For items that came later this is what `codes.extend` wants.
+    """
+
+    @jax.jit
+    def run(x: jax.Array, books: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = quantize(x, books, normalize=normalize)
+        return found.codes, found.inputs[:, -1]
+
+    blocks = [run(vectors[i : i + _BLOCK], books) for i in range(0, len(vectors), _BLOCK)]
+    codes, left = zip(*blocks, strict=True)
+    return np.concatenate(codes), np.concatenate(left)
 
 
 def codes_by(
@@ -77,44 +87,48 @@ def codes_by(
     `ConfigError` when `old` was made with other books, and `DataError` for too many collisions.
     """
     module = _module(model, params)
-    content, _ = content_codes(model, params, vocab, mesh=mesh)
+    content, left, _ = content_codes(model, params, vocab, mesh=mesh)
     books = np.asarray(module.codebooks[...])
     if old is None:
-        return tell_apart(vocab, content, module.size, collisions=module.collisions, codebooks=books)
+        return tell_apart(vocab, content, books, collisions=module.collisions, left=left)
     if old.codebooks is None or not np.array_equal(old.codebooks, books):
         raise ConfigError(
             "the codes to extend were made with other books than those of this checkpoint",
             mend="take the checkpoint that they were made with, or make new codes for all items",
         )
-    return extend(old, vocab, content)
+    return extend(old, vocab, content, left)
 
 
 def content_codes(
     model: Functional, params: Params, vocab: ItemVocab, *, batch_size: int = 4096, mesh: Mesh | None = None
-) -> tuple[Int[np.ndarray, "n c"], float]:
-    """int32 [num_items, c]: what the model gives each item, and the share of the variance it does not reconstruct."""
+) -> tuple[Int[np.ndarray, "n c"], Float[np.ndarray, "n d"], float]:
+    """int32 [num_items, c]: what the model gives each item.
+
+    Beside it what the levels before the last left of it, and the share of the variance that is not reconstructed.
+    """
     _module(model, params)
     parts = mesh.size_of("batch") if mesh else 1
     size = -(-min(batch_size, vocab.num_items) // parts) * parts
 
     @jax.jit
-    def run(params: Params, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def run(params: Params, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         out = model.apply(params, {"item_ids": ids}, train=False, key=None)
         content, real = out["content"], (ids != PAD)[:, None]
         missed = jnp.where(real, (content - out["reconstruction"]) ** 2, 0).sum()
-        return out["codes"], jnp.stack([missed, jnp.where(real, content**2, 0).sum()])
+        return out["codes"], out["residuals"][:, -1], jnp.stack([missed, jnp.where(real, content**2, 0).sum()])
 
-    found, sums = [], np.zeros(2)
+    found, lefts, sums = [], [], np.zeros(2)
     with mesh.activate() if mesh else contextlib.nullcontext():
         for start in range(0, vocab.num_items, size):
             ids = np.full(size, PAD, np.int32)
             count = min(size, vocab.num_items - start)
             ids[:count] = FIRST_ITEM + start + np.arange(count)
             placed: Any = mesh.put_batch({"item_ids": ids})["item_ids"] if mesh else ids
-            codes, squares = run(params, placed)
+            codes, left, squares = run(params, placed)
             found.append(np.asarray(codes)[:count])
+            lefts.append(np.asarray(left)[:count])
             sums += np.asarray(squares)
-    return np.concatenate(found), float(sums[0] / max(sums[1], 1e-9))
+    return np.concatenate(found), np.concatenate(lefts), float(sums[0] / max(sums[1], 1e-9))
 
 
 def _module(model: Functional, params: Params) -> ResidualKMeans:

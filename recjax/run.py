@@ -178,7 +178,7 @@ def _stage(
 
 def _targets_seen(recipe: Recipe, cache: Path | None) -> float:
     """Share of the training targets of the first task that the recipe's steps reach at least once."""
-    batches = Assembly(recipe, ensure_prepared(recipe.mixture, cache)).batches()
+    batches: Any = Assembly(recipe, ensure_prepared(recipe.mixture, cache)).batches()
     epochs = max(1, round(batches.epochs_of(recipe.train_steps, recipe.feed.batch_size)[0]))
     seen = batches.coverage([epochs])[0].total[0]
     batches.close()

@@ -42,10 +42,18 @@ def test_new_items_are_spelled_with_the_old_books() -> None:
     assert codes.codebooks is not None
     more = ItemVocab((*VOCAB.ids[::-1], "new"))
     items = vectors()[FIRST_ITEM : FIRST_ITEM + 60]
-    content = codes_of(np.concatenate([items[::-1], items[:1] + 0.01]), codes.codebooks)
+    content, _ = codes_of(np.concatenate([items[::-1], items[:1] + 0.01]), codes.codebooks)
     grown = extend(codes, more, content)
     np.testing.assert_array_equal(grown.codes[:60], codes.codes[::-1])
     np.testing.assert_array_equal(grown.content[60], codes.content[0])
+
+
+def test_items_may_be_told_apart_by_their_last_code() -> None:
+    spread = fit_codes(VOCAB, vectors(), levels=2, size=16, collisions=0)
+    numbered = fit_codes(VOCAB, vectors(), levels=2, size=16, collisions=32)
+    assert spread.sizes == (16, 16) and not spread.numbered  # no two alike, which Codes checks
+    np.testing.assert_array_equal(spread.codes[:, 0], numbered.codes[:, 0])
+    assert numbered.codes[:, 2].any() and (spread.codes != numbered.content).any()
 
 
 def test_what_cannot_be_used_is_told() -> None:

@@ -24,6 +24,7 @@ import numpy as np
 
 from recjax.core.artifact import read_artifact, write_artifact
 from recjax.core.errors import ArtifactError, DataError
+from recjax.data.spread import spread
 from recjax.data.vocab import ItemVocab, stable_hash
 
 KIND = "codes"
@@ -88,36 +89,45 @@ class Codes:
         return digest.hexdigest()[:16]
 
 
-def tell_apart(vocab: ItemVocab, content: np.ndarray, size: int, *, collisions: int, **more: Any) -> Codes:
-    """`Codes` from the content codes [num_items, levels] of a vocabulary, each below `size`.
+def tell_apart(
+    vocab: ItemVocab, content: np.ndarray, books: np.ndarray, *, collisions: int, left: np.ndarray | None = None
+) -> Codes:
+    """`Codes` from the content codes [num_items, levels] of a vocabulary, which point into `books` [levels, size, d].
 
     A last level of `collisions` codes numbers items with the same content codes, in the order of a hash of their ids,
-    which says nothing about the items; 0 leaves that level out. Raises `DataError` when there are too few of them.
+    which says nothing about the items. With 0 there is no such level, and colliding items are spread over other
+    codes of the last one (`spread`), where `left` says what the levels before it left of them. Raises `DataError`
+    where that is not enough.
     """
-    facts = {"vocabulary_hash": vocab.hash, "numbered": collisions > 0, **more}
-    sizes = (size,) * content.shape[1]
+    facts = {"vocabulary_hash": vocab.hash, "numbered": collisions > 0, "codebooks": books}
+    sizes = (books.shape[1],) * books.shape[0]
     if not collisions:
+        content = content if left is None else spread(content, left, books[-1])
         return Codes(codes=content, sizes=sizes, item_ids=vocab.ids, **facts)
     numbers = _numbers(content, vocab.ids, np.full(len(content), -1, np.int64))
     return _numbered(vocab, content, numbers, (*sizes, collisions), **facts)
 
 
-def extend(old: Codes, vocab: ItemVocab, content: np.ndarray) -> Codes:
+def extend(old: Codes, vocab: ItemVocab, content: np.ndarray, left: np.ndarray | None = None) -> Codes:
     """Codes for a vocabulary that has other items as well: whoever had codes keeps them.
 
     `content` [num_items, content levels] are the content codes of the items of `vocab`; those of items that `old`
     knows are not looked at. New items are numbered after the old ones of their group, also after such as are no
-    longer there. Raises `DataError` when the last level is too small for that.
+    longer there; without numbers they are spread over the codes that are free (`spread`, which reads `left`).
+    Raises `DataError` when the last level is too small for that.
     """
     place = {item: i for i, item in enumerate(old.item_ids)}
     at = np.asarray([place.get(item, -1) for item in vocab.ids], np.int64)
     content = np.where((at >= 0)[:, None], old.content[at], content)
+    facts = {"vocabulary_hash": vocab.hash, "numbered": old.numbered, "codebooks": old.codebooks}
     if not old.numbered:
-        return Codes(codes=content, sizes=old.sizes, item_ids=vocab.ids, **_shared(old, vocab))
+        if left is not None and old.codebooks is not None:
+            content = spread(content, left, old.codebooks[-1], fixed=at >= 0)
+        return Codes(codes=content, sizes=old.sizes, item_ids=vocab.ids, **facts)
     gone = np.setdiff1d(np.arange(len(old.item_ids)), at)
     taken = np.concatenate([np.where(at >= 0, old.codes[at, -1], -1), old.codes[gone, -1]])
     numbers = _numbers(np.concatenate([content, old.content[gone]]), vocab.ids, taken)
-    return _numbered(vocab, content, numbers[: len(at)], old.sizes, **_shared(old, vocab))
+    return _numbered(vocab, content, numbers[: len(at)], old.sizes, **facts)
 
 
 def write_codes(
@@ -221,7 +231,3 @@ def _numbers(content: np.ndarray, ids: Sequence[str], taken: np.ndarray) -> np.n
     first = np.searchsorted(group, group, side="left")
     numbers[by_hash] = following[group] + np.arange(len(group)) - first
     return numbers
-
-
-def _shared(old: Codes, vocab: ItemVocab) -> dict[str, Any]:
-    return {"vocabulary_hash": vocab.hash, "numbered": old.numbered, "codebooks": old.codebooks}

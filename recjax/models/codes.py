@@ -30,7 +30,7 @@ class ResidualKMeans(Module):
     `content_width` is the length of a content vector, `levels` the number of codes of an item and `size` the number of
     different ones. `normalize` brings what is left to length 1 before every level. The books are fitted by
     `iterations` of Lloyd over at most `sample` items. `collisions` is the size of a last level that numbers items
-    with the same codes; 0 for none.
+    with the same codes; with 0 they are spread over other codes of the last one.
     """
 
     def __init__(
