@@ -332,7 +332,7 @@ def _speller(tokens: Tokens, examples: Sequence[Examples], sources: Sequence[Exa
         answer_length=feed.answer_length,
     )
     speller = Speller(tokens, sources, has_text, shape)
-    needed = speller.longest(feed.history_length + 1)
+    needed = speller.longest(feed.history_length)
     if needed > feed.row_length:
         raise ConfigError(
             f"a window of {feed.history_length} targets can take {needed} tokens, a row has {feed.row_length}",

@@ -67,11 +67,14 @@ class Speller:
         lengths = self._sources[task].lengths.astype(np.int64)
         return lengths if self._text[task] is None else lengths + 1
 
-    def longest(self, events: int) -> int:
-        """The most slots that a window of so many events can take."""
-        text = max((int(t.max(initial=0)) for t in self._text if t is not None), default=0)
-        whole = max(events * self.tokens.levels, text + (events - 1) * self.tokens.levels)
-        return whole - (1 if self.shape.answer == "inline" else self.tokens.levels)
+    def longest(self, length: int) -> int:
+        """The most slots that a window of up to `length` targets takes."""
+        found = []
+        for task in range(len(self._sources)):
+            targets = np.minimum(self.events(task) - 1, length)
+            example = np.flatnonzero(targets > 0)
+            found.append(int(self.slots(task, example, targets[example]).max(initial=0)))
+        return max(found)
 
     def slots(self, task: int, example: np.ndarray, length: np.ndarray) -> np.ndarray:
         """int64: slots of windows of `length` + 1 events, of which every row has `row_length`."""

@@ -161,3 +161,12 @@ def test_rows_of_a_table_say_what_they_stand_for() -> None:
         expected = sum(counts[item] for item in range(128) if row >= FIRST_ITEM and row in tokens.spelling[item])
         assert found[row] == expected
     assert tokens.hash != tokens_of(3, seed=1).hash
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_the_longest_window_is_one_of_those_planned(levels: int) -> None:
+    shape = Shape(text_length=5, row_length=60)
+    speller = Speller(tokens_of(levels), sources_of(7), [False, True], shape)
+    stream = plan_of(speller, shape, "last")
+    blocks = [stream.plan(number) for number in range(4)]
+    assert speller.longest(6) == max(int(block.slots.max()) for block in blocks)
