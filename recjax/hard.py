@@ -2,7 +2,8 @@
 
 Five come from the scaling study of Zhang et al. 2024 (arXiv 2311.11351): rare items, users with few events, domains,
 damaged histories, several steps ahead. Three come from sliding-window training (Joshi et al. 2024, arXiv 2409.14517):
-older positions, the unseen future, and items whose events lie long ago. Some only slice the ranks that are there;
+older positions, the unseen future, and items whose events lie long ago. One is the split of Penha et al. 2024 into
+the few items that everybody has and all others. Some only slice the ranks that are there;
 the others rank again through a view of the records (`recjax.data.views`), the model and the cheap baselines alike.
 """
 
@@ -31,6 +32,7 @@ from recjax.slices import Group, Task
 
 CHEAP = ("popularity", "item_graph", "recent_popularity")
 COLD_EVENTS = 5
+HEAD = 0.01
 RATES = (0.1, 0.3, 0.5)
 STEPS = 10
 FUTURE_K = 100
@@ -108,6 +110,18 @@ def _long_tail(bench: _Bench) -> Task:
         "also has the items without any",
         groups={f"G{p + 1}": bench.base.take(part == p) for p in range(4)},
         shown=bench.shown,
+    )
+
+
+def _head_torso(bench: _Bench) -> Task:
+    evaluator = bench.evaluator
+    count = np.where(evaluator.valid, evaluator.examples.item_count, -1)
+    head = np.argsort(-count, kind="stable")[: max(1, round(HEAD * int(evaluator.valid.sum())))]
+    is_head = np.isin(bench.records.label, head)
+    return Task(
+        about=f"by popularity of the target in training: head is the top {HEAD:.0%} of the items, torso all others",
+        groups={"head": bench.base.take(is_head), "torso": bench.base.take(~is_head)},
+        shown=tuple(f"recall@{k}" for k in evaluator.config.k if k >= 10),
     )
 
 
@@ -297,6 +311,7 @@ def _future_of(bench: _Bench, records: Mapping[str, Column]) -> Column:
 
 _TASKS: dict[str, Callable[[_Bench], Task]] = {
     "long_tail": _long_tail,
+    "head_torso": _head_torso,
     "cold_users": _cold_users,
     "domains": _domains,
     "robustness": _robustness,

@@ -23,7 +23,17 @@ from recjax.results import System
 
 SEEN = ("removed", "kept")
 DEFAULT_BASELINES = ("popularity", "item_graph", "item_knn")
-HARD = ("long_tail", "cold_users", "domains", "robustness", "trajectory", "older", "future", "item_quality")
+HARD = (
+    "long_tail",
+    "head_torso",
+    "cold_users",
+    "domains",
+    "robustness",
+    "trajectory",
+    "older",
+    "future",
+    "item_quality",
+)
 _COUNTS = (("candidates", 0), ("recent", 0))
 _SHOWN = 5
 

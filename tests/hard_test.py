@@ -145,6 +145,14 @@ def test_long_tail_parts_hold_equal_shares_of_events(result, examples):
         )
 
 
+def test_the_head_is_one_item_in_a_hundred(result, examples):
+    groups, count = result.hard["head_torso"].groups, examples.item_count
+    [head] = sorted(ROWS, key=lambda r: (-count[r], r))[:1]
+    taken = np.array([int(e[-HELD]) for e in histories()])
+    assert groups["head"].user_index.tolist() == np.flatnonzero(taken == head).tolist()
+    assert groups["torso"].user_index.tolist() == np.flatnonzero(taken != head).tolist()
+
+
 def test_cold_users_are_ranked_from_five_events_without_what_they_had(result, table):
     group = result.hard["cold_users"].groups["last 5 events"]
     expect(group, [rank(table, e[:-HELD][-5:], e[-HELD], seen=e[:-HELD]) for e in histories()])
