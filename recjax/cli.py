@@ -30,6 +30,7 @@ VERBS = {
     "infer": "run a checkpoint over a task and write an artifact",
     "export": "write a bundle for serving",
     "serve": "answer requests over HTTP from bundles",
+    "convert": "checkpoints of T5 from Hugging Face or T5X into ours, and ours into Hugging Face's",
     "run": "all stages of a recipe in order, then a report: measured beside published",
     "study": "scaling studies: grid of runs, laws, a larger model foretold, trained and compared",
 }
