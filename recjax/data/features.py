@@ -1,8 +1,8 @@
 """What is known of items besides who had them, as vectors: of a file, of a teacher, or of their titles.
 
 Every provider here is a fact of a recipe (`recipe.Recipe.facts`): it gives `item/vectors` float32 [v, c] for the rows
-of a vocabulary, zero for rows that are no items or have no vector. Vectors are standardised, so that each of the c
-columns has mean 0 and variance 1 over the items that have one. Nothing here is trained.
+of a vocabulary, zero for rows that are no items or have no vector. Vectors are standardised, unless asked not to be, so
+that each of the c columns has mean 0 and variance 1 over the items that have one. Nothing here is trained.
 """
 
 from __future__ import annotations
@@ -60,11 +60,13 @@ class TitleVectors:
 
     `ngrams` is the shortest and the longest n-gram of the lower-cased title with a space on either side; those of
     fewer than `min_items` titles are left out. Term frequencies are 1 + log(count), each title has length 1.
+    `standardise` False leaves the columns as large as their singular values make them.
     """
 
     width: int = 256
     ngrams: tuple[int, int] = (3, 5)
     min_items: int = 2
+    standardise: bool = True
 
     def __call__(self, examples: Sequence[Examples]) -> dict[str, np.ndarray]:
         """Raises `ExamplesError` when there are no titles."""
@@ -122,7 +124,7 @@ def _of_titles(examples: _Same, config: TitleVectors) -> np.ndarray:
         )
     vectors = title_vectors([titles[row] or "" for row in rows], config.width, config.ngrams, config.min_items)
     out = np.zeros((len(titles), config.width), np.float32)
-    out[rows] = standardised(vectors)
+    out[rows] = standardised(vectors) if config.standardise else vectors
     return out
 
 

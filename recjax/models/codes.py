@@ -5,6 +5,7 @@ Both read content vectors (`item/vectors`, a fact of the recipe; see `recjax.dat
 come later are spelled by the same books. How collisions are told apart is not their matter (`recjax.data.codes`).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from recjax.core.module import SEEN, Module, Rngs, param
 from recjax.core.rows import take_rows
 from recjax.models.sequence import count_parameters
 from recjax.nn.mlp import Mlp
+from recjax.nn.norm import unit
 from recjax.nn.quantize import Quantized, quantize, residual_kmeans
 
 _VECTORS = "item/vectors"
@@ -28,7 +30,8 @@ class ResidualKMeans(Module):
     """Books of k-means over the content vectors, level by level (RQ-k-means); there is nothing to train.
 
     `content_width` is the length of a content vector, `levels` the number of codes of an item and `size` the number of
-    different ones. `normalize` brings what is left to length 1 before every level. The books are fitted by
+    different ones. With `unit_content` only the direction of a content vector counts: it is brought to the length
+    sqrt(content_width). `normalize` brings what is left to length 1 before every level. The books are fitted by
     `iterations` of Lloyd over at most `sample` items. `collisions` is the size of a last level that numbers items
     with the same codes; with 0 they are spread over other codes of the last one.
     """
@@ -40,6 +43,7 @@ class ResidualKMeans(Module):
         content_width: int,
         levels: int = 4,
         size: int = 256,
+        unit_content: bool = False,
         normalize: bool = False,
         iterations: int = 50,
         sample: int = 65_536,
@@ -51,7 +55,7 @@ class ResidualKMeans(Module):
         for name, value, at_least in (*least, ("iterations", iterations, 1), ("collisions", collisions, 0)):
             if value < at_least:
                 raise ConfigError(f"{type(self).__name__}.{name} = {value}", expected=f"at least {at_least}")
-        self.content_width, self.levels, self.size = content_width, levels, size
+        self.content_width, self.levels, self.size, self.unit_content = content_width, levels, size, unit_content
         self.normalize, self.iterations, self.sample, self.collisions = normalize, iterations, sample, collisions
         shape = (levels, size, width or content_width)
         init = nnx.initializers.uniform(2 / size)
@@ -78,8 +82,8 @@ class ResidualKMeans(Module):
         }
 
     def content(self, batch: dict[str, Any]) -> Float[Array, "b i"]:
-        """The content vectors of the items of a batch."""
-        return take_rows(self._checked(batch), batch["item_ids"])[0]
+        """The content vectors of the items of a batch, as they are encoded."""
+        return self._scaled(take_rows(self._checked(batch), batch["item_ids"])[0])
 
     def fit(self, facts: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         """Books by k-means over the encoded vectors of the catalogue; items without content do not count."""
@@ -91,7 +95,7 @@ class ResidualKMeans(Module):
             rows = jax.lax.top_k(drawn, self.sample)[1]
             x, real = jnp.take(x, rows, axis=0), jnp.take(real, rows)
         books = residual_kmeans(
-            self.encode(x),
+            self.encode(self._scaled(x)),
             real.astype(jnp.float32),
             levels=self.levels,
             size=self.size,
@@ -105,6 +109,9 @@ class ResidualKMeans(Module):
         """Training FLOPs of one item: its weights, and its distances to all codes."""
         parameters = sum(count_parameters(nnx.to_pure_dict(nnx.state(self))).values())
         return per_token(parameters=parameters, layers=0, length=length, width=0, rows=0)
+
+    def _scaled(self, x: jax.Array) -> jax.Array:
+        return math.sqrt(self.content_width) * unit(x) if self.unit_content else x
 
     def _checked(self, facts: Mapping[str, Any]) -> jax.Array:
         if _VECTORS not in facts:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from recjax.nn.norm import unit
+
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -42,7 +44,7 @@ def quantize(x: Float[Array, "n d"], books: Float[Array, "c w d"], *, normalize:
     """
     codes, inputs, chosen, left = [], [], [], x
     for level in range(books.shape[0]):
-        left = _unit(left) if normalize else left
+        left = unit(left) if normalize else left
         code = nearest(jax.lax.stop_gradient(left), books[level])
         codes.append(code)
         inputs.append(left)
@@ -103,7 +105,7 @@ def residual_kmeans(
     """Books of k-means over what is left at each level, the first level first."""
     books, left = [], x
     for level_key in jax.random.split(key, levels):
-        left = _unit(left) if normalize else left
+        left = unit(left) if normalize else left
         books.append(kmeans(left, weight, size, key=level_key, iterations=iterations))
         left = left - jnp.take(books[-1], nearest(left, books[-1]), axis=0)
     return jnp.stack(books)
@@ -123,7 +125,3 @@ def _plus_plus(x: jax.Array, weight: jax.Array, size: int, key: jax.Array) -> ja
     start = (jnp.full(x.shape[:1], jnp.inf, x.dtype), first)
     _, rest = jax.lax.scan(step, start, keys[1:])
     return jnp.concatenate([first[None], rest])
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-9)

@@ -55,6 +55,9 @@ def test_titles_of_a_catalogue(examples: Examples) -> None:
     titles = examples.titles()
     have = np.asarray([bool(title) and row >= FIRST_ITEM for row, title in enumerate(titles)])
     assert have.any() and not got[~have].any() and got[have].any(1).all()
+    plain = TitleVectors(width=6, standardise=False)([examples])["item/vectors"]
+    np.testing.assert_allclose(standardised(plain[have]), got[have], atol=1e-5)
+    assert (np.diff((plain**2).sum(0)) <= 0).all()  # largest singular value first
 
 
 def test_vectors_of_a_file_and_of_an_artifact_reach_their_rows(examples: Examples, tmp_path: Path) -> None:

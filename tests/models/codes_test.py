@@ -180,6 +180,20 @@ def test_residual_k_means_is_the_model_without_an_autoencoder() -> None:
     assert np.isfinite(books).all() and not np.array_equal(books, params["codebooks"])
 
 
+def test_only_the_direction_of_unit_content_counts() -> None:
+    of = model(unit_content=True)
+    params = fitted(of)
+    scale = np.random.default_rng(0).uniform(0.1, 10, (ITEMS, 1)).astype(np.float32)
+    scaled = {"item/vectors": FACTS["item/vectors"] * scale}
+    ids = {"item_ids": jnp.arange(ITEMS)}
+    one, other = (of.apply(params, {**ids, **facts}, train=False, key=None) for facts in (FACTS, scaled))
+    np.testing.assert_allclose(one["content"], other["content"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose((one["content"][2:] ** 2).mean(1), 1, rtol=1e-4)
+    assert not np.asarray(one["content"][:2]).any()  # nothing stays nothing
+    books = jax.jit(of.fit)(of.init(KEY), scaled, jax.random.key(1))["codebooks"]
+    np.testing.assert_allclose(books, params["codebooks"], atol=1e-4)
+
+
 def test_what_cannot_be_is_told() -> None:
     of = model()
     with pytest.raises(ConfigError, match="the recipe has none"):
