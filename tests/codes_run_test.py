@@ -157,8 +157,15 @@ def test_residual_k_means_needs_no_step(recipe: Recipe, tmp_path: Path) -> None:
     assert abs(report(codes)["distinct"] - report(by_function)["distinct"]) < 0.3
 
 
-def test_what_ranks_nobody_is_not_ranked(recipe: Recipe, finished: Path, tiny_recipe: Any) -> None:
+def test_what_ranks_nobody_is_not_ranked(recipe: Recipe, finished: Path, tmp_path: Path, tiny_recipe: Any) -> None:
     assert evaluate_run(recipe, finished) == {}
+    run = load(recipe, finished)
+    for kind in ("recommendations", "item_vectors"):
+        with pytest.raises(UnservableError, match="RqVae spells items and answers no user"):
+            infer_run(run, kind=kind, out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="item_vectors cannot be extended"):
+        infer_run(run, kind="item_vectors", out=tmp_path / "out", extend="codes")
+    assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="no metric 'ndcg@10'"):
         dataclasses.replace(recipe, checkpoints=Checkpoints(metric="ndcg@10"))
     ranker = Assembly(tiny_recipe, ensure_prepared(tiny_recipe.mixture))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from recjax.core.errors import ConfigError
+from recjax.core.errors import ConfigError, UnservableError
 from recjax.core.flops import TokenFlops, per_token
 from recjax.core.module import SEEN, Module, Rngs, param
 from recjax.core.rows import take_rows
@@ -82,7 +82,9 @@ class ResidualKMeans(Module):
         }
 
     def content(self, batch: dict[str, Any]) -> Float[Array, "b i"]:
-        """The content vectors of the items of a batch, as they are encoded."""
+        """The content vectors of the items of a batch, as they are encoded; `UnservableError` for a batch of users."""
+        if "item_ids" not in batch:
+            raise UnservableError(f"a {type(self).__name__} spells items and answers no user", mend="infer codes")
         return self._scaled(take_rows(self._checked(batch), batch["item_ids"])[0])
 
     def fit(self, facts: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
