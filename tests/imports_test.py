@@ -66,6 +66,7 @@ OUTSIDE = {
     "seqio": ("tasks/seqio_bridge.py",),
     "sentencepiece": ("data/text.py",),
     "bm25s": ("index/bm25.py",),
+    "faiss": ("index/approximate.py",),
     "fastapi": ("serve/",),
     "uvicorn": ("serve/",),
     "tensorstore": ("bridge/",),
@@ -73,7 +74,16 @@ OUTSIDE = {
     "transformers": (),
 }
 # Libraries that are imported when they are needed, never when a module is.
-INSIDE_FUNCTIONS = ("tensorflow", "tensorflow_datasets", "seqio", "sentencepiece", "bm25s", "matplotlib", "uvicorn")
+INSIDE_FUNCTIONS = (
+    "tensorflow",
+    "tensorflow_datasets",
+    "seqio",
+    "sentencepiece",
+    "bm25s",
+    "faiss",
+    "matplotlib",
+    "uvicorn",
+)
 # Modules that answer at once, so that a mistake on the command line does not wait for jax.
 LIGHT = ("cli", "list", "core.errors", "core.flags", "core.fits", "core.names")
 
