@@ -198,6 +198,11 @@ class Assembly:
         """What the training objective divides scores by."""
         return next((t for o in self.recipe.objectives if (t := getattr(o, "temperature", None))), 1.0)
 
+    @property
+    def prompts(self) -> Prompts | None:
+        """How a model of tokens is asked."""
+        return None if self.tokens is None else Prompts(self.tokens, self.recipe.feed.text_length)
+
     def with_facts(self, params: Params) -> Params:
         """Parameters as evaluation, inference and export take them: with what the model needs besides."""
         return with_facts(params, self.facts)
@@ -256,7 +261,7 @@ class Assembly:
             split=split,
             config=config,
             model=self.model,
-            prompts=None if self.tokens is None else Prompts(self.tokens, self.recipe.feed.text_length),
+            prompts=self.prompts,
             catalogue=self.catalogue,
             history_length=self.recipe.feed.history_length,
             times=self.recipe.feed.times,
@@ -267,7 +272,9 @@ class Assembly:
     def flops_per_token(self) -> TokenFlops:
         """Training arithmetic of one target, as the model counts it."""
         model: Any = self.model.bind(self.abstract_params())
-        return model.token_flops(self.recipe.feed.row_length)
+        feed = self.recipe.feed
+        answers = {"answers": feed.answer_length} if isinstance(feed, Feed) and feed.answer == "decoder" else {}
+        return model.token_flops(feed.row_length, **answers)
 
     def train_step(self) -> TrainStep:
         """The jitted train step; the state it is given is used up."""

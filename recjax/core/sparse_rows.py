@@ -26,7 +26,7 @@ from recjax.core.rows import put_rows, take_unique_rows
 from recjax.core.sharding import active
 
 # Fields of a batch that hold rows of the catalogue, besides what objectives draw.
-ID_FIELDS = ("history_ids", "target_ids", "negatives", "teacher/rows")
+ID_FIELDS = ("history_ids", "decoder_ids", "target_ids", "negatives", "teacher/rows")
 _SPECIAL = 2
 
 Tree = dict[str, Any]
