@@ -78,7 +78,7 @@ class ApproximateIndex:
         exclude_ids: Int[np.ndarray, "b n"] | None = None,
         allowed: Bool[np.ndarray, "*q v"] | None = None,
     ) -> tuple[Float[np.ndarray, "b k"], Int[np.ndarray, "b k"]]:
-        """Scores and rows of about the `k` best, best first; row 0 with score -inf where fewer were found.
+        """Scores and rows of about the `k` best, best first; row 0 with score -inf where fewer are left.
 
         Rows in a query's `exclude_ids` (0 is padding) are left out, and those that are not `allowed`.
         """
@@ -90,15 +90,28 @@ class ApproximateIndex:
                 for i in range(len(queries))
             ]
             return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
-        wanted = min(k + exclude.shape[1], len(self._rows))
-        places = self._near(queries, wanted, None if allowed is None else allowed[self._rows])
-        return self._order(queries, places, k, exclude)
+        if allowed is not None:
+            allowed = allowed[self._rows]
+        places = self._near(queries, min(k + exclude.shape[1], len(self._rows)), allowed)
+        scores = np.einsum("bd,bnd->bn", queries, self._vectors[places])
+        scores, rows = self._best(scores, places, k, exclude)
+        # Nothing that is left is withheld: where lists or graph did not lead to enough, all items are looked at.
+        left = np.arange(len(self._rows)) if allowed is None else np.flatnonzero(allowed)
+        for i in np.flatnonzero((rows == 0).any(axis=1)) if places.shape[1] < len(left) else ():
+            every = (self._vectors[left] @ queries[i])[None]
+            scores[i : i + 1], rows[i : i + 1] = self._best(every, left[None], k, exclude[i : i + 1])
+        return scores, rows
 
     def recall(self, queries: Float[np.ndarray, "b d"], rows: Int[np.ndarray, "b k"]) -> float:
         """The share of the `rows` of an exact search for `queries` (0 is padding) that `top_k` finds, too."""
         found = self.top_k(queries, rows.shape[1])[1]
         hits = (rows[:, :, None] == found[:, None, :]).any(axis=2) & (rows > 0)
         return float(hits.sum() / max((rows > 0).sum(), 1))
+
+    @property
+    def num_items(self) -> int:
+        """How many rows are indexed."""
+        return len(self._rows)
 
     def _build(self, points: np.ndarray) -> Any:
         faiss, c, n = self._faiss, self.config, len(points)
@@ -135,12 +148,11 @@ class ApproximateIndex:
         points = np.concatenate([queries, np.zeros((len(queries), 1), np.float32)], axis=1)
         return self._index.search(points, wanted, params=how)[1]
 
-    def _order(
-        self, queries: np.ndarray, places: np.ndarray, k: int, exclude: Shaped[np.ndarray, "b n"]
+    def _best(
+        self, scores: np.ndarray, places: np.ndarray, k: int, exclude: Shaped[np.ndarray, "b n"]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best `k` of what was found, scored and ordered as the exact search would."""
+        """The best `k` of what was found, in the order of the exact search."""
         rows = np.where(places >= 0, self._rows[places], 0)
-        scores = np.einsum("bd,bnd->bn", queries, self._vectors[places])
         removed = (rows == 0) | (rows[:, :, None] == exclude[:, None, :]).any(axis=2)
         scores = np.where(removed, -np.inf, scores).astype(np.float32)
         order = np.lexsort((rows, -scores))[:, :k]

@@ -89,6 +89,18 @@ def test_fewer_items_than_asked_for(kind):
     assert (rows == 0).all() and (scores == -np.inf).all()
 
 
+@pytest.mark.parametrize("config", [Approximation(lists=60, probes=1), Approximation(kind="hnsw", links=2, breadth=1)])
+def test_a_poor_index_still_gives_as_many_as_are_left(world, config):
+    table, queries, valid = world
+    index = ApproximateIndex(table[:4000], valid=valid[:4000], config=config)
+    allowed = np.random.default_rng(3).random(4000) < 0.7
+    exclude = np.asarray(exact(queries, table[:4000], valid[:4000] & allowed, np.zeros((B, 1), np.int32))[1])
+    k = 1000
+    _, rows = index.top_k(queries, k, exclude_ids=exclude, allowed=allowed)
+    assert all(len(set(row) - set(out)) == k for row, out in zip(rows.tolist(), exclude.tolist(), strict=True))
+    assert (allowed & valid[:4000])[rows].all()
+
+
 def test_what_cannot_be_indexed_is_refused():
     with pytest.raises(ConfigError, match="kind = 'tree'"):
         Approximation(kind="tree")
