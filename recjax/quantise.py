@@ -18,6 +18,7 @@ from recjax.core.errors import ConfigError, DataError, UnservableError
 from recjax.core.module import Functional, Params
 from recjax.core.sharding import Mesh
 from recjax.data.codes import Codes, extend, tell_apart
+from recjax.data.heldout import process_rows
 from recjax.data.vocab import FIRST_ITEM, PAD, ItemVocab
 from recjax.models.codes import ResidualKMeans
 from recjax.nn.quantize import quantize, residual_kmeans
@@ -107,10 +108,11 @@ def content_codes(
     Beside it what the levels before the last left of it, and the share of the variance that is not reconstructed.
     """
     _module(model, params)
-    parts = mesh.size_of("batch") if mesh else 1
+    parts = int(np.lcm(mesh.size_of("batch") if mesh else 1, jax.process_count()))
     size = -(-min(batch_size, vocab.num_items) // parts) * parts
+    mine = process_rows(size, jax.process_index(), jax.process_count())
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=mesh.sharding() if mesh else None)
     def run(params: Params, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         out = model.apply(params, {"item_ids": ids}, train=False, key=None)
         content, real = out["content"], (ids != PAD)[:, None]
@@ -123,7 +125,7 @@ def content_codes(
             ids = np.full(size, PAD, np.int32)
             count = min(size, vocab.num_items - start)
             ids[:count] = FIRST_ITEM + start + np.arange(count)
-            placed: Any = mesh.put_batch({"item_ids": ids})["item_ids"] if mesh else ids
+            placed: Any = mesh.put_batch({"item_ids": ids[mine]})["item_ids"] if mesh else ids
             codes, left, squares = run(params, placed)
             found.append(np.asarray(codes)[:count])
             lefts.append(np.asarray(left)[:count])
