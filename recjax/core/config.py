@@ -124,6 +124,7 @@ _CURRENT: list[_Reader] = []
 class _Binding(NamedTuple):
     value: Any
     where: str
+    given: int  # by which of the files and bindings of the command line
 
 
 class _Delegate(gin_config.ParserDelegate):
@@ -154,6 +155,8 @@ class _Reader:
         self.macros: dict[str, _Binding] = {}
         self.bindings: dict[tuple[str, str, str], _Binding] = {}
         self.objects: dict[str, Any] = {}
+        self._replaced: list[_Binding] = []
+        self._given = 0
         self._search = tuple(search_paths)
         self._open: list[Path] = []
         self._imports: dict[str, config_parser.ImportStatement] = {}
@@ -167,6 +170,7 @@ class _Reader:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError("cannot read a gin file", where=shown, expected="UTF-8 text") from error
         self.files.append(path)
+        self._given += not self._open
         self._open.append(resolved)
         names = Names()
         with gin_config._parse_scope() as context:
@@ -178,6 +182,7 @@ class _Reader:
     def read_binding(self, binding: str) -> None:
         """A binding of the command line, in which names mean what they mean in the files."""
         name, _, value = binding.partition("=")
+        self._given += 1
         where = f"--gin.{binding}"
         names = Names()
         with gin_config._parse_scope() as context:
@@ -220,7 +225,8 @@ class _Reader:
                     mend=did_you_mean(name, self.macros),
                 )
             gin.bind_parameter((name, "gin.macro", "value"), value)
-            self.macros[name] = _Binding(value, where)
+            self._note_replaced(self.macros.get(name))
+            self.macros[name] = _Binding(value, where, self._given)
             return
         target = names.resolve(selector)
         known = parameters_of(target)
@@ -231,7 +237,14 @@ class _Reader:
         configurable: Any = context.get_configurable(selector)
         full = configurable.selector
         self.objects[full] = target
-        self.bindings[scope, full, parameter] = _Binding(value, where)
+        key = (scope, full, parameter)
+        self._note_replaced(self.bindings.get(key))
+        self.bindings[key] = _Binding(value, where, self._given)
+
+    def _note_replaced(self, binding: _Binding | None) -> None:
+        """Remember what another file or the command line replaces: the macros that it used are not there in vain."""
+        if binding is not None and binding.given != self._given:
+            self._replaced.append(binding)
 
     def check(self) -> None:
         """Judge what depends on the whole: of several bindings of one name only the last counts."""
@@ -291,8 +304,9 @@ class _Reader:
             if name not in self.macros:
                 near = did_you_mean(name, self.macros) or f"set {name}"
                 raise ConfigError(f"the macro {name} is used but never set", where=where, mend=near)
+        before = {name for b in self._replaced for r in self._references(b.value) if (name := _macro_name(r))}
         for name, binding in self.macros.items():
-            if name not in used:
+            if name not in used and name not in before:
                 raise ConfigError(
                     f"the macro {name} is set but nothing uses it",
                     where=binding.where,

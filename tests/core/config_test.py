@@ -226,6 +226,12 @@ def test_a_mistake_is_named_with_its_place(parse: Parse, kind: str) -> None:
         assert "recipe.gin" in error.value.where
 
 
+@pytest.mark.parametrize("binding", ["SUGAR=5", "cafe.Drink.sugar=5"])
+def test_the_command_line_may_replace_what_uses_a_macro(parse: Parse, binding: str) -> None:
+    parse(HEAD + "cafe.Drink.sugar = %SUGAR\nSUGAR = %SPOONS\nSPOONS = 2\n", binding)
+    assert config.build("cafe.Drink").sugar == 5
+
+
 # The same on the command line, after a file that is right.
 BINDINGS = {
     "macro": ("SUGER=1", "SUGER is set but nothing uses it.*did you mean SUGAR"),
