@@ -70,6 +70,7 @@ OUTSIDE = {
     "fastapi": ("serve/",),
     "uvicorn": ("serve/",),
     "tensorstore": ("bridge/",),
+    "tokenizers": ("bridge/",),
     "torch": (),
     "transformers": (),
 }

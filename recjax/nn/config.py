@@ -24,7 +24,8 @@ class TransformerConfig:
     biases of T5 by buckets of distance, and multiplies scores by `score_scale`, head_dim^-1/2 unless given (T5: 1).
     `causal` False lets every event see those after it. `cross` is a third part of each block, between the other two,
     that looks at the output of another stack. `kernel` is how softmax attention is computed. `residual` "gated"
-    multiplies what a part adds to the stream x by sigmoid(W x) (LiGR, arXiv 2502.03417; eSASRec).
+    multiplies what a part adds to the stream x by sigmoid(W x) (LiGR, arXiv 2502.03417; eSASRec). `final_norm` is that
+    after the last block, which a stack with `place` "post" may do without (BERT).
 
     `dropout` acts on what the parts add to the residual stream (hstu: before the output weights): one rate, one rate
     per layer from the lowest up, or a `LayerwiseDropout`. `attention_dropout` acts on the softmax's weights. `unroll`
@@ -42,6 +43,7 @@ class TransformerConfig:
     norm: NormKind = "layer"
     norm_epsilon: float = 1e-6
     place: Literal["pre", "post"] = "pre"
+    final_norm: bool = True
     residual: Literal["plain", "gated"] = "plain"
     position: Literal["learned", "rotary", "learned_rotary", "none"] = "learned"
     relative: Literal["none", "position", "position_time", "t5"] = "none"
@@ -89,6 +91,8 @@ class TransformerConfig:
             raise ConfigError("TransformerConfig: gated residuals go with place = 'pre'")
         if not all(0 <= r < 1 for r in (*self.dropout_rates, self.attention_dropout)):
             raise ConfigError("TransformerConfig: a dropout rate is outside [0, 1)", where=f"dropout = {self.dropout}")
+        if self.place == "pre" and not self.final_norm:
+            raise ConfigError('TransformerConfig: final_norm = False goes with place = "post"')
         self._check_kinds()
 
     def _check_kinds(self) -> None:

@@ -28,12 +28,14 @@ INIT_STD = 0.02
 
 
 class Transformer(Module):
-    """`num_layers` blocks and a final norm; with `relative` "t5" the table of biases that they share."""
+    """`num_layers` blocks and, unless told otherwise, a norm; with `relative` "t5" the biases that they share."""
 
     def __init__(self, config: TransformerConfig, *, rngs: Rngs) -> None:
         c = self.config = config
         self.layers = stack(lambda r: Block(c, rngs=r), c.num_layers, rngs)
-        self.final_norm = Norm(kind=c.norm, width=c.width, bias=c.bias, epsilon=c.norm_epsilon, rngs=rngs)
+        self.final_norm = (
+            Norm(kind=c.norm, width=c.width, bias=c.bias, epsilon=c.norm_epsilon, rngs=rngs) if c.final_norm else None
+        )
         if c.relative == "t5":
             normal = nnx.initializers.normal(c.width**-0.5)
             self.relative_bias = param(rngs, (c.num_heads, T5_BUCKETS), ("heads", None), normal)
@@ -56,7 +58,7 @@ class Transformer(Module):
         c = self.config
         if query_at is not None:
             x, shared, _ = self._below(x, layout, source)
-            return self.final_norm(self._top.at(x, layout, shared, source, query_at))
+            return self._close(self._top.at(x, layout, shared, source, query_at))
         rates = jnp.asarray(c.dropout_rates, jnp.float32)
         drops = 5 if c.cross else 3
         keys = jax.random.split(key, (c.num_layers, drops)) if train and key is not None else None
@@ -67,7 +69,7 @@ class Transformer(Module):
 
         x = x.astype(c.dtype)
         x, _ = scan(self.layers, call, x, (rates, keys), remat=c.remat == "full", unroll=self._unroll)
-        return self.final_norm(x)
+        return self._close(x)
 
     def prefill(
         self, x: Float[Array, "b l d"], layout: Layout, slot: Int[Array, " b"], *, source: Source | None = None
@@ -99,7 +101,7 @@ class Transformer(Module):
             position=jnp.take_along_axis(layout.positions, at, axis=1)[:, 0],
             source=seen,
         )
-        return self.final_norm(self._top.at(x, layout, shared, source, at))[:, 0], prompt
+        return self._close(self._top.at(x, layout, shared, source, at))[:, 0], prompt
 
     def start(self, prompt: Prompt, beams: int, steps: int) -> Kept:
         """The suffix of beams without a token, leaves [b, beams, ...], with room for `steps` tokens."""
@@ -118,7 +120,10 @@ class Transformer(Module):
         crossed = None if prompt.source is None else prompt.source.kept
         kept = (by_layer(suffix), prompt.kept, crossed)
         x, own = scan(self.layers, call, x.astype(self.config.dtype), kept, unroll=self._unroll)
-        return self.final_norm(x), by_beam(own)
+        return self._close(x), by_beam(own)
+
+    def _close(self, x: jax.Array) -> jax.Array:
+        return x if self.final_norm is None else self.final_norm(x)
 
     @property
     def _unroll(self) -> bool:
