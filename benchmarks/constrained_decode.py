@@ -2,11 +2,11 @@
 
     python benchmarks/constrained_decode.py [--ids 1e5 1e6] [--batch 1 16] [--beams 32] [--rounds 30]
 
-A decoder of 2 layers of width 128 (4 heads, feed-forward 512) writes ids of 4 levels of 256 codes after a prompt of 50
-slots, whose keys and values all beams of a row share; each beam keeps those of the codes it wrote. Two searches with
-the same model run in turn: `recjax.decode.beam` over a trie of random ids, and one that softmaxes over all codes of a
-level and keeps the best. The ids are drawn uniformly ("even": prefixes of three codes have hardly more than one
-continuation) or from codes of unequal frequency that depend on the prefix ("skewed": up to all 256 continuations).
+A `models.sequence.Sequence` of 2 layers of width 128 (4 heads, feed-forward 512) writes ids of 4 levels of 256 codes
+after a prompt of 50 slots, whose keys and values all beams of a row share; each beam keeps those of the codes it wrote.
+Two searches with the same model run in turn: `recjax.decode.beam` over a trie of random ids, and one that softmaxes
+over all codes of a level and keeps the best. The ids are drawn uniformly ("even": prefixes of three codes have hardly
+more than one continuation) or from codes of unequal frequency that depend on the prefix ("skewed": up to all 256).
 `filters` adds a filter of half of the ids, the same for a batch, and 50 ids taken out of each row's answers.
 
 Prints markdown: milliseconds of one step (a level of all rows: model and search) in the fastest round, and by how much
@@ -26,6 +26,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,69 +39,60 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recjax.core.module import Functional
 from recjax.decode.beam import Beams, beam_search
 from recjax.decode.build import build_trie
 from recjax.decode.trie import Trie
+from recjax.models.sequence import Sequence
+from recjax.nn.transformer import TransformerConfig
 
-LAYERS, WIDTH, HEADS, INNER, PROMPT = 2, 128, 4, 512, 50
+FIRST = 2  # the first row of a table that is a code
+
+LAYERS, WIDTH, HEADS, PROMPT = 2, 128, 4, 50
 SIZES = (256,) * 4
+START = FIRST + np.cumsum([0, *SIZES[:-1]])
+ROWS = 1152  # of the table: two that are no codes, the codes, and some to a multiple of 128
 EXCLUDED = 50
 LEAST = 0.02
 MB = 10**6
 
 
-def parameters(key: jax.Array) -> dict[str, jax.Array]:
-    """Weights of the decoder, N(0, 1 / fan-in), and a table of codes per level."""
-    shapes = {
-        "qkv": (LAYERS, WIDTH, 3 * WIDTH),
-        "out": (LAYERS, WIDTH, WIDTH),
-        "up": (LAYERS, WIDTH, INNER),
-        "down": (LAYERS, INNER, WIDTH),
-        "codes": (len(SIZES), max(SIZES), WIDTH),
+def prompted(batch: int) -> tuple[Functional, Any, jax.Array, Any, Any]:
+    """The model, its parameters, and after a batch of prompts: output, memory, and an empty suffix of one beam."""
+    encoder = TransformerConfig(num_layers=LAYERS, width=WIDTH, num_heads=HEADS)
+    model = Functional(partial(Sequence, num_rows=ROWS, encoder=encoder, max_length=PROMPT + len(SIZES)))
+    params = jax.jit(model.init)(jax.random.key(0))
+    params["table"] *= 10  # of a trained model's size, so that codes are not all alike
+    prompts = {
+        "history_ids": np.random.default_rng(1).integers(FIRST, FIRST + sum(SIZES), (batch, PROMPT), np.int32),
+        "positions": np.tile(np.arange(PROMPT, dtype=np.int32), (batch, 1)),
+        "segment_ids": np.ones((batch, PROMPT), np.int32),
+        "query_at": np.full((batch, 1), PROMPT - 1, np.int32),
     }
-    keys = jax.random.split(key, len(shapes))
-    params = {n: jax.random.normal(k, s) / s[1] ** 0.5 for k, (n, s) in zip(keys, shapes.items(), strict=True)}
-    return params | {"codes": jax.random.normal(keys[-1], shapes["codes"]) * 0.2}
+
+    def prefill(params: Any, prompts: Any) -> tuple[jax.Array, Any, Any]:
+        module: Any = model.bind(params)
+        hidden, memory = module.prefill(prompts)
+        return hidden, memory, module.start(memory, 1, len(SIZES))
+
+    return model, params, *jax.jit(prefill)(params, prompts)
 
 
-def norm(x: jax.Array) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+def make_step(model: Functional, params: Any, hidden: jax.Array, memory: Any) -> Callable[..., Any]:
+    """`step` for a beam search, by one more token at a time."""
+    module: Any = model.bind(params)
 
-
-def heads(x: jax.Array) -> jax.Array:
-    return x.reshape(*x.shape[:-1], HEADS, WIDTH // HEADS)
-
-
-def make_step(params: dict[str, jax.Array], memory: jax.Array) -> Callable[..., Any]:
-    """The decoder after prompts with keys and values `memory` [layers, 2, b, l, h, k]: `step` for a beam search.
-
-    The state is keys and values of what each beam wrote, [b, m, layers, 2, levels, h, k].
-    """
-
-    def step(state: jax.Array, codes: jax.Array | None, level: int) -> tuple[jax.Array, jax.Array]:
-        if codes is None:
-            x = jnp.zeros((*state.shape[:2], WIDTH)) + 1.0
-        else:
-            x = jnp.take(params["codes"][level - 1], codes, axis=0)
-        for layer in range(LAYERS):
-            q, k, v = (heads(part) for part in jnp.split(norm(x) @ params["qkv"][layer], 3, axis=-1))
-            state = state.at[:, :, layer, 0, level].set(k).at[:, :, layer, 1, level].set(v)
-            keys, values = (state[:, :, layer, i, : level + 1] for i in range(2))
-            scores = [
-                jnp.einsum("bmhk,blhk->bmhl", q, memory[layer, 0]),
-                jnp.einsum("bmhk,bmlhk->bmhl", q, keys),
-            ]
-            weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) * (WIDTH // HEADS) ** -0.5, axis=-1)
-            mixed = jnp.einsum("bmhl,blhk->bmhk", weights[..., :PROMPT], memory[layer, 1])
-            mixed = mixed + jnp.einsum("bmhl,bmlhk->bmhk", weights[..., PROMPT:], values)
-            x = x + mixed.reshape(x.shape) @ params["out"][layer]
-            x = x + jax.nn.gelu(norm(x) @ params["up"][layer]) @ params["down"][layer]
-        return norm(x) @ params["codes"][level].T, state
+    def step(suffix: Any, codes: jax.Array | None, level: int) -> tuple[jax.Array, Any]:
+        out = hidden[:, None]
+        if codes is not None:
+            out, suffix = module.extend(memory, suffix, codes + int(START[level - 1]), level - 1)
+        table = jax.lax.dynamic_slice_in_dim(memory.table, int(START[level]), SIZES[level])
+        return jnp.einsum("bmd,vd->bmv", out, table), suffix
 
     return step
 
 
-def unconstrained(step: Callable[..., Any], state: jax.Array, beams: int) -> tuple[jax.Array, jax.Array]:
+def unconstrained(step: Callable[..., Any], state: Any, beams: int) -> tuple[jax.Array, jax.Array]:
     """A beam search over all sequences of codes: scores [b, m] and codes [b, m, levels]."""
     logits, state = step(state, None, 0)
     scores = jnp.zeros(logits.shape[:2])
@@ -115,7 +107,7 @@ def unconstrained(step: Callable[..., Any], state: jax.Array, beams: int) -> tup
 
         written = jnp.concatenate([follow(written), codes[..., None]], axis=2)
         if level < len(SIZES) - 1:
-            logits, state = step(follow(state), codes, level + 1)
+            logits, state = step(jax.tree.map(follow, state), codes, level + 1)
     return scores, written
 
 
@@ -163,19 +155,19 @@ def check(found: Beams, trie: Trie, codes: np.ndarray, beams: int) -> None:
 def measure(codes: np.ndarray, trie: Trie, batch: int, beams: int, rounds: int) -> str:
     """Milliseconds of a step without constraint, with it, and with filters, and by how much more that is."""
     rng = np.random.default_rng(1)
-    params = parameters(jax.random.key(0))
-    memory = jnp.asarray(rng.normal(size=(LAYERS, 2, batch, PROMPT, HEADS, WIDTH // HEADS)), jnp.float32)
-    state = jnp.zeros((batch, 1, LAYERS, 2, len(SIZES), HEADS, WIDTH // HEADS))
+    model, *prompt = prompted(batch)
     allowed = jnp.asarray(rng.random(len(codes)) < 0.5)
     exclude = jnp.asarray(rng.integers(0, len(codes), (batch, EXCLUDED)), jnp.int32)
 
-    free = jax.jit(lambda p, m, s: unconstrained(make_step(p, m), s, beams))
-    plain = jax.jit(lambda p, m, s, t: beam_search(make_step(p, m), s, t, beams=beams))
-    full = jax.jit(lambda p, m, s, t, a, e: beam_search(make_step(p, m), s, t, beams=beams, allowed=a, exclude=e))
+    def constrained(params: Any, hidden: Any, memory: Any, suffix: Any, trie: Trie, filters: Any) -> Beams:
+        return beam_search(make_step(model, params, hidden, memory), suffix, trie, beams=beams, **filters)
+
+    free = jax.jit(lambda p, h, m, s: unconstrained(make_step(model, p, h, m), s, beams))
+    held = jax.jit(constrained)
     programs = {
-        "free": lambda: free(params, memory, state),
-        "plain": lambda: plain(params, memory, state, trie),
-        "filters": lambda: full(params, memory, state, trie, allowed, exclude),
+        "free": lambda: free(*prompt),
+        "plain": lambda: held(*prompt, trie, {}),
+        "filters": lambda: held(*prompt, trie, {"allowed": allowed, "exclude": exclude}),
     }
     for name in ("plain", "filters"):
         check(programs[name](), trie, codes, beams)

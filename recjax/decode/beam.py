@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from recjax.core import sharding
-from recjax.decode.remaining import Alive, make_alive, of_row
-from recjax.decode.trie import Trie
+from recjax.decode.remaining import Alive, make_alive
+from recjax.decode.trie import Trie, take_own
 
 # Logits beyond this count as this: finite, so that a model that rules out every id still leaves them in an order.
 BOUND = 1e30
@@ -78,7 +78,7 @@ def beam_search(
         nodes = jnp.take_along_axis(candidates.nodes, place, axis=1)
         codes = jnp.take_along_axis(candidates.codes, place, axis=1)
         parents = place // trie.shape.branch[level]
-        state = jax.tree.map(lambda leaf, parents=parents: of_row(leaf, parents), state)
+        state = jax.tree.map(lambda leaf, parents=parents: take_own(leaf, parents), state)
         logits, state = step(state, codes, level + 1)
     candidates = _candidates(trie, last, nodes, scores, logits, alive)
     scores, place = _top_k(candidates.scores, min(k, candidates.scores.shape[1]))

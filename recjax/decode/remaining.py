@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, UInt32
 
-from recjax.decode.trie import Trie, take
+from recjax.decode.trie import Trie, take, take_own
 
-WORD = 32  # bits
+SHIFT = 5
+WORD = 1 << SHIFT  # bits
 
 # Of a level, the edges [b, m, c + 1] of its beams' children, and which beams count: which children are alive.
 Alive = Callable[[int, jax.Array, jax.Array], jax.Array]
@@ -31,10 +32,10 @@ class BitRanks(NamedTuple):
 
     def __call__(self, places: jax.Array) -> jax.Array:
         """The rank of each place, 0 to n, in [b, ...]; if there is a bit vector for each row, in the place's own."""
-        look_up = take if self.words.ndim == 1 else of_row
-        at = places >> 5
+        look_up = take if self.words.ndim == 1 else take_own
+        at = places >> SHIFT
         words, before = look_up(self.words, at), look_up(self.before, at)
-        lower = (jnp.uint32(1) << (places & 31).astype(jnp.uint32)) - jnp.uint32(1)
+        lower = (jnp.uint32(1) << (places & (WORD - 1)).astype(jnp.uint32)) - jnp.uint32(1)
         return before + jax.lax.population_count(words & lower).astype(jnp.int32)
 
 
@@ -82,13 +83,8 @@ def _distinct(exclude: jax.Array, allowed: jax.Array | None, none: int) -> jax.A
     """`none`, which is in no range, in place of what excludes nothing: no leaf, not allowed anyway, or there before."""
     exclude = jnp.where((exclude < 0) | (exclude >= none), none, exclude).astype(jnp.int32)
     if allowed is not None:
-        look_up = take if allowed.ndim == 1 else of_row
+        look_up = take if allowed.ndim == 1 else take_own
         exclude = jnp.where(look_up(allowed, jnp.minimum(exclude, none - 1)), exclude, none)
     exclude = jnp.sort(exclude, axis=1)
     again = jnp.pad(exclude[:, 1:] == exclude[:, :-1], ((0, 0), (1, 0)))
     return jnp.where(again, none, exclude)
-
-
-def of_row(values: jax.Array, places: jax.Array) -> jax.Array:
-    """values[b, places[b]]: each row looks up its own."""
-    return jax.vmap(take)(values, places)
