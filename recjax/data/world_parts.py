@@ -1,7 +1,6 @@
-"""What the worlds of `worlds.py` are built from: distributions at a stated distance, and histories at a stated mix.
+"""What the worlds of `worlds.py` are built from: distributions at a stated distance, and items drawn from them.
 
-Nothing here is left to chance that can be arranged: counts follow a distribution as closely as whole numbers can, and
-what must not meet in a history does not.
+Nothing is left to chance that can be arranged: counts follow a distribution as closely as whole numbers can.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ import numpy as np
 
 from recjax.core.errors import ConfigError
 from recjax.data.draws import Stream
-
-_ROUNDS = 200
 
 
 def kl(p: np.ndarray, q: np.ndarray) -> float:
@@ -76,47 +73,7 @@ def bell(stream: Stream, n: int) -> np.ndarray:
     return parts.sum(0) / 2.0**16 - 6.0
 
 
-def dealt(units: np.ndarray, ends: np.ndarray, per_user: int, apart: np.ndarray, stream: Stream) -> np.ndarray:
-    """int64 [users, 2 * per_user + 2]: units (one or two items each, -1 fills up) dealt to users, then their `ends`.
-
-    `units` is [n, 2]; `ends` [users, 2] is what comes after a user's units (-1 where nothing does), and there must be
-    room for all units. `apart` gives each item the number of a pair of which no user has both items, -1 for the
-    others. Raises `ConfigError` when they cannot be kept apart.
-    """
-    slots = np.full((len(ends) * per_user, 2), -1, np.int64)
-    if len(units) > len(slots):
-        raise ConfigError(f"{len(units)} units do not fit {len(ends)} users of {per_user}")
-    slots[: len(units)] = units
-    slots = slots[stream.order(len(slots))]
-    for _ in range(_ROUNDS):
-        wrong = _together(slots, ends, per_user, apart)
-        if not len(wrong):
-            return np.concatenate([slots.reshape(len(ends), -1), ends], axis=1)
-        for one, other in zip(wrong, stream.below(len(slots), len(wrong)), strict=True):
-            slots[[one, other]] = slots[[other, one]]
-    raise ConfigError(
-        "items that must not meet cannot be kept apart",
-        where=f"{len(ends)} users with {per_user} units each",
-        mend="take more items, or shorter histories",
-    )
-
-
 def compacted(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Users and items of all events, user after user in order; -1 is no event."""
     user, place = np.nonzero(rows >= 0)
     return user, rows[user, place]
-
-
-def _together(slots: np.ndarray, ends: np.ndarray, per_user: int, apart: np.ndarray) -> np.ndarray:
-    """Numbers of slots to be moved, one for each pair that a user has both items of; in `ends` both may be."""
-    rows = np.concatenate([slots.reshape(len(ends), -1), ends], axis=1)
-    user, item = compacted(rows)
-    place = np.nonzero(rows >= 0)[1]
-    pair = apart[item]
-    kept = pair >= 0
-    user, item, pair, place = user[kept], item[kept], pair[kept], place[kept]
-    order = np.lexsort((place, pair, user))
-    user, item, pair, place = user[order], item[order], pair[order], place[order]
-    meets = (user[1:] == user[:-1]) & (pair[1:] == pair[:-1]) & (item[1:] != item[:-1])
-    meets &= place[:-1] < 2 * per_user
-    return np.unique(user[:-1][meets] * per_user + place[:-1][meets] // 2)

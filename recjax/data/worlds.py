@@ -6,8 +6,8 @@
 
 Each has a knob, and `measured` counts what came of it in the events and pairs that were made. Train, valid and test
 are given by columns split (`NextItem.split` and `Search.split` "given"); the catalogue is all items. A target of S1 may
-be in the history, so seen items are to stay in the ranking there. In S2 and S3 all items are equally popular up to one
-event, and a query is a mood and the name of a topic that only its answers share.
+be in the history, so seen items are to stay in the ranking there. In S2 and S3 all items are equally often a target of
+training, up to one, and a query is a mood and the name of a topic.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from recjax.core.errors import ConfigError
 from recjax.data import lexicon
 from recjax.data.draws import Stream, power
 from recjax.data.small_world import TEST, TRAIN, VALID, Made, SmallWorld, check_limits
-from recjax.data.world_parts import bell, compacted, dealt, deck, kl, shares, tilted
+from recjax.data.world_parts import bell, compacted, deck, kl, shares, tilted
 
 _Log = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -97,19 +97,21 @@ class PopularityShift(SmallWorld):
 @dataclass(frozen=True, kw_only=True)
 class _Pairs(SmallWorld):
     """Items 2i and 2i + 1 are pair i. `anchors` of the pairs show in both tasks that pairs belong together; the others
-    are held out, half of them for valid: what the other task says of `rho` of them is true, of the rest false."""
+    are held out, half of them for valid: what the other task says of `rho` of them is true, of the rest false.
+
+    A history is two items, so nothing in it is noise to be learned by heart but where the text of a world says so.
+    """
 
     rho: float = 0.5
     anchors: float = 0.5
-    repeats: int = 10  # training events of every item
-    units: int = 5  # pairs or single items in a history
+    repeats: int = 10  # how often every item is a training target of the log
     queries: int = 3  # of a topic with two answers
 
     def __post_init__(self) -> None:
-        check_limits(self, items=(16, 10**6), rho=(0, 1), anchors=(0, 0.9), repeats=(2, 10**4), units=(1, 10**3))
-        check_limits(self, queries=(1, lexicon.MAX_MOODS // 2))
-        if self.items % 2 or self.repeats % 2:
-            raise ConfigError(f"{self.items} items, {self.repeats} repeats", expected="even numbers")
+        check_limits(self, items=(16, 10**6), rho=(0, 1), anchors=(0.1, 0.9), repeats=(1, 10**4))
+        check_limits(self, queries=(2, lexicon.MAX_MOODS // 2))
+        if self.items % 2:
+            raise ConfigError(f"{self.items} items are no pairs", expected="an even number")
 
     def parts(self) -> np.ndarray:
         """int [pairs]: TRAIN for anchors, else the split that the pair is held out for."""
@@ -131,28 +133,27 @@ class _Pairs(SmallWorld):
         moods = Stream(self.seed, 130).order(lexicon.MAX_MOODS)
         topics = np.repeat(np.arange(len(each)), each)
         number = np.arange(len(topics)) - np.repeat(np.cumsum(each) - each, each)
-        texts = [
-            f"{lexicon.MOODS[moods[n]]} {lexicon.name(t).lower()}" for n, t in zip(number, topics.tolist(), strict=True)
-        ]
-        return texts, topics
+        words = zip(moods[number].tolist(), topics.tolist(), strict=True)
+        return [f"{lexicon.MOODS[mood]} {lexicon.name(topic).lower()}" for mood, topic in words], topics
 
-    def _log(self, units: np.ndarray, questions: np.ndarray, part: np.ndarray, apart: np.ndarray) -> _Log:
-        """User, item and part of all events: every question ends the history of a user, its target held out."""
-        users = max(len(questions), -(-len(units) // self.units))
-        ends = np.full((users, 2), -1, np.int64)
-        ends[: len(questions)] = questions
-        rows = dealt(units, ends, self.units, apart, Stream(self.seed, 131))
+    def _log(self, histories: np.ndarray, questions: np.ndarray, part: np.ndarray) -> _Log:
+        """User, item and part of all events: histories of training, and such that end in a held-out item of `part`."""
+        rows = np.full((len(histories) + len(questions), 3), -1, np.int64)
+        rows[: len(histories), :2] = histories
+        rows[len(histories) :, 3 - questions.shape[1] :] = questions
         held = np.zeros(rows.shape, np.int64)
-        held[: len(questions), -1] = part
-        user, item = compacted(rows)
-        return user, item, held[rows >= 0]
+        held[len(histories) :, -1] = part
+        order = Stream(self.seed, 131).order(len(rows))
+        user, item = compacted(rows[order])
+        return user, item, held[order][rows[order] >= 0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedQueries(_Pairs):
     """S2: of the held-out next items, a share `rho` answers queries together with the item before it.
 
-    Histories show anchor pairs side by side, and never both items of a held-out pair.
+    Histories show one item of an anchor after the other. The items of held-out pairs come after an item of any anchor,
+    and nothing comes after them before the held-out item does.
     """
 
     kind: ClassVar[str] = "shared_queries"
@@ -161,19 +162,19 @@ class SharedQueries(_Pairs):
         """Draw the events and pairs."""
         pairs, part = np.arange(self.items).reshape(-1, 2), self.parts()
         held = part != TRAIN
-        singles = np.repeat(pairs[held].reshape(-1, 1), self.repeats - 1, axis=0)
-        units = np.concatenate(
-            [_both_ways(pairs[~held], self.repeats), np.pad(singles, ((0, 0), (0, 1)), constant_values=-1)]
-        )
-        questions = np.concatenate([pairs[held], pairs[held][:, ::-1]])
-        apart = np.where(np.repeat(held, 2), np.arange(self.items) // 2, -1)
-        log = self._log(units, questions, np.tile(part[held], 2), apart)
+        last = np.repeat(pairs[held].reshape(-1), self.repeats)
+        first = np.resize(pairs[~held].reshape(-1), len(last))[Stream(self.seed, 132).order(len(last))]
+        after = np.stack([first, last], axis=1)
+        asks = np.arange(len(after)) % self.repeats == 0  # one history of each item goes on with the held-out one
+        questions = np.concatenate([after[asks], after[asks][:, 1:] ^ 1], axis=1)
+        histories = np.concatenate([_both_ways(pairs[~held], self.repeats), after[~asks]])
+        log = self._log(histories, questions, np.repeat(part[held], 2))
         texts, topic = self._texts(np.full(len(pairs), self.queries))
         query, answer = np.repeat(np.arange(len(texts)), 2), self.told()[topic].reshape(-1)
         # Held-out search, so that there is one: an answer of the last query about each anchor.
         asked = np.zeros(len(query), np.int64)
-        last = 2 * (np.arange(int((~held).sum())) * self.queries + self.queries - 1)
-        asked[last + np.arange(len(last)) % 2] = np.where(np.arange(len(last)) // 2 % 2, VALID, TEST)
+        final = 2 * (np.arange(int((~held).sum())) * self.queries + self.queries - 1)
+        asked[final + np.arange(len(final)) % 2] = np.where(np.arange(len(final)) // 2 % 2, VALID, TEST)
         return Made(*log, texts, query, answer, asked)
 
     def measured(self, made: Made) -> dict[str, Any]:
@@ -201,13 +202,11 @@ class SharedHistories(_Pairs):
     def make(self) -> Made:
         """Draw the events and pairs."""
         pairs, part = np.arange(self.items).reshape(-1, 2), self.parts()
-        held, told = part != TRAIN, self.told()
-        false = (told != pairs).any(axis=1)
-        apart = np.where(np.repeat(false, 2), np.arange(self.items) // 2, -1)
         # Held-out recommendation, so that there is some: one item of an anchor after the other.
-        questions = np.where(np.arange(int((~held).sum()))[:, None] % 2, pairs[~held], pairs[~held][:, ::-1])
-        asked_of = np.where(np.arange(len(questions)) // 2 % 2, VALID, TEST)
-        log = self._log(_both_ways(told, self.repeats), questions, asked_of, apart)
+        questions = pairs[part == TRAIN]
+        number = np.arange(len(questions))
+        questions = np.where(number[:, None] % 2, questions, questions[:, ::-1])
+        log = self._log(_both_ways(self.told(), self.repeats), questions, np.where(number // 2 % 2, VALID, TEST))
         split = np.repeat(part, 2)  # of every item
         each = np.where(split == TRAIN, self.queries, 2 * self.queries)  # those about anchors have two answers
         texts, topic = self._texts(each)
@@ -231,7 +230,7 @@ class SharedHistories(_Pairs):
 
 
 def _both_ways(pairs: np.ndarray, repeats: int) -> np.ndarray:
-    return np.repeat(np.concatenate([pairs, pairs[:, ::-1]]), repeats // 2, axis=0)
+    return np.repeat(np.concatenate([pairs, pairs[:, ::-1]]), repeats, axis=0)
 
 
 def _sets(keys: np.ndarray, values: np.ndarray) -> dict[int, set[int]]:

@@ -1,0 +1,161 @@
+"""When joint training helps: the worlds of `recjax/data/worlds.py`, one model for both tasks against one for each.
+
+    python benchmarks/when_search_helps.py shared_queries --out DIR [--items 400] [--epochs 25] [--seeds 0 1]
+
+For every value of the world's knob a model of the evaluated task alone and a joint one are trained from scratch, each
+example as often in both (the joint one takes the steps of both tasks together), and the last parameters are evaluated
+on test: recall@10, whole catalogue, seen items kept. Predictions (Penha et al. 2024): in popularity_shift the joint
+model wins where mixing brings the training popularity nearer to the test's (sign of the difference of KL), in the
+others its gain grows with rho. Writes DIR/NAME.json and DIR/NAME.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from scipy.stats import spearmanr
+
+from recjax import plots
+from recjax.core.optim import Optimizer
+from recjax.data.examples import Examples, write_examples
+from recjax.data.pipeline import Feed
+from recjax.data.small_world import SmallWorld
+from recjax.data.sources import DataDir
+from recjax.data.tokens import AtomicIds
+from recjax.data.worlds import WORLDS, PopularityShift
+from recjax.evaluation import Evaluation
+from recjax.losses.softmax import CatalogueSoftmax
+from recjax.models.sequence import Sequence as Model
+from recjax.nn.transformer import TransformerConfig
+from recjax.recipe import Assembly, Recipe
+from recjax.tasks.cache import place_of
+from recjax.tasks.mixtures import Mixture
+from recjax.tasks.next_item import NextItem
+from recjax.tasks.search import Search
+from recjax.tasks.work import Task, columns_of, examples_of
+
+RHO = (0.0, 0.25, 0.5, 0.75, 1.0)
+# (kl_rec, kl_search, agreement of the two errors)
+SHIFTS = (
+    *((0.8, 0.05, 0.0), (0.6, 0.1, 0.0), (0.4, 0.4, -1.0), (0.8, 0.2, -0.5), (0.5, 0.5, 0.0)),
+    *((0.05, 0.8, 0.0), (0.1, 0.6, 0.0), (0.1, 0.8, 0.5), (0.2, 0.8, 1.0), (0.05, 0.4, 1.0)),
+)
+TASKS = ("rec", "search")
+
+
+def main() -> None:
+    """Every value of the knob, a table and a plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("world", choices=list(WORLDS))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--items", type=int, default=400)
+    parser.add_argument("--epochs", type=float, default=25.0)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    train = functools.partial(recall, epochs=args.epochs, width=args.width, cache=args.out / "examples")
+    rows, alone = [], {}
+    for world, evaluated in settings(args.world, args.items):
+        for seed in args.seeds:
+            started, tasks = time.perf_counter(), tasks_of(world, args.out / "examples")
+            # In the worlds of rho what the evaluated task alone is trained on does not depend on the knob.
+            key = (world if isinstance(world, PopularityShift) else None, seed)
+            if key not in alone:
+                alone[key] = train(tasks[evaluated : evaluated + 1], TASKS[evaluated], seed=seed)
+            joint = train(tasks, TASKS[evaluated], seed=seed)
+            measured = world.measured(world.make())
+            row = {"task": TASKS[evaluated], **measured, "seed": seed, "alone": alone[key], "joint": joint}
+            rows.append({**row, "gain": joint - alone[key]})
+            shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}
+            print(f"{time.perf_counter() - started:.0f} s", shown, flush=True)
+    found = {"world": args.world, **vars(args), "verdict": verdict(rows), "rows": rows}
+    (args.out / f"{args.world}.json").write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
+    draw(args.world, rows, args.out / args.world)
+    print(found["verdict"])
+
+
+def settings(name: str, items: int) -> list[tuple[SmallWorld, int]]:
+    """Worlds, and which of `TASKS` is evaluated."""
+    if name != PopularityShift.kind:
+        return [(WORLDS[name](items=items, rho=rho), int(name == "shared_histories")) for rho in RHO]  # type: ignore[call-arg]
+    made = ({"kl_rec": r, "kl_search": s, "agreement": a} for r, s, a in SHIFTS)
+    return [(PopularityShift(items=items, users=400, held_out=200, **told), 0) for told in made]
+
+
+def tasks_of(world: SmallWorld, cache: Path) -> list[Task]:
+    """Recommendation and search over a world, their examples in the cache."""
+    log = NextItem(data=DataDir(simulate=world), split="given", catalogue="items")
+    tasks: list[Task] = [log, Search(log=log, split="given")]
+    for task in tasks:
+        place = place_of(task, cache)
+        if not place.path.exists():
+            work = task.work()
+            kept = {"vocab": work.vocab, "items": work.items, "users": work.users, "text": work.text}
+            facts = {"task": task.name, "content_hash": place.content_hash, **work.facts}
+            with write_examples(place.path, facts=facts, **kept) as writer:
+                for split, schema in work.schemas.items():
+                    writer.add(split, schema, columns_of(list(examples_of(work, split)), schema))
+    return tasks
+
+
+def recall(tasks: Sequence[Task], evaluated: str, *, epochs: float, width: int, seed: int, cache: Path) -> float:
+    """Recall@10 of the evaluated task on test after so many epochs of all tasks."""
+    encoder = TransformerConfig(num_layers=2, width=width, num_heads=2, dropout=0.1)
+    recipe = Recipe(
+        name="when_search_helps",
+        mixture=Mixture(tasks=tasks, temperature=1.0),
+        feed=Feed(batch_size=16, row_length=64, history_length=16, history="tile", text_length=12),
+        model=functools.partial(Model, encoder=encoder, max_length=16, embedding_dropout=0.1, scale_embedding=True),
+        objectives=[CatalogueSoftmax()],
+        spelling=AtomicIds(),
+        optimizer=Optimizer(learning_rate=3e-3),
+        evaluation=Evaluation(k=(10,), seen="kept", baselines=(), batch_size=256),
+        train_steps=1,
+        seed=seed,
+    )
+    number = next(
+        k for k, task in enumerate(tasks) if task.name == ("search" if evaluated == "search" else "next_item")
+    )
+    assembly = Assembly(recipe, [Examples.open(place_of(task, cache).path) for task in tasks])
+    batches, state, step, const = assembly.batches(), assembly.init_state(), assembly.train_step(), assembly.const()
+    with assembly.mesh.activate():
+        while batches.epochs[number] < epochs:
+            state, _ = step(state, assembly.mesh.put_batch(next(batches)), const)
+        found = assembly.evaluator("test", number)(state.params)
+    batches.close()
+    return float(found.values["recall@10"])
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How far the prediction held."""
+    if "rho" in rows[0]:
+        rho = sorted({r["rho"] for r in rows})
+        gain = [float(np.mean([r["gain"] for r in rows if r["rho"] == one])) for one in rho]
+        return {"spearman": float(spearmanr(rho, gain).statistic), "gain_at_0": gain[0], "gain_at_1": gain[-1]}
+    right = [(r["gain"] > 0) == r[f"joint_helps_{r['task']}"] for r in rows]
+    return {"signs_right": sum(right), "of": len(right)}
+
+
+def draw(name: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """The gain against the knob."""
+    figure, (axis,) = plots._figure(width=5.5, height=4.0, columns=1)
+    at = [r["rho"] if "rho" in r else r[f"kl_{r['task']}"] - r["kl_joint"] for r in rows]
+    axis.axhline(0.0, color="#6b7480", linewidth=0.8)
+    axis.scatter(at, [r["gain"] for r in rows], s=18)
+    label = "rho" if "rho" in rows[0] else "KL to the test: of the task alone, less of both (nats)"
+    plots._label(axis, f"Gain of joint training: {name}", label, "recall@10, joint less alone")
+    plots._save(figure, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    main()
