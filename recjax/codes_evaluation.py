@@ -20,7 +20,8 @@ from recjax.results import System
 class CodesEvaluation:
     """Codes of all items, `batch_size` at a time.
 
-    `unexplained` is the share of the variance of content that the reconstruction misses; `used` and `perplexity` are
+    `unexplained` is the share of the variance of content that the reconstruction misses, which says nothing where
+    levels are normalised; `used` and `perplexity` are
     shares of the codes of a level, averaged over levels; `distinct`, `alone` and `largest` as in `codes.report`.
     """
 
