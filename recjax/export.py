@@ -1,9 +1,9 @@
 """`recjax export`: freeze a checkpoint into a bundle that a serving team loads without the training code.
 
-The whole answer, from history rows to the best rows of the catalogue, is one function, exported with jax.export for
-any batch size and any number of seen items; the weights lie beside it, so that they can be inspected and are not
-part of the program. The new bundle is loaded and compared with the model in this process before it takes its place.
-`recjax.serve.bundle` describes the folder.
+The whole answer, from the rows of a prompt to the best rows of the catalogue, is one function, exported with jax.export
+for any batch size and any number of seen items, once more for questions that allow some items only; the weights lie
+beside it, so that they can be inspected and are not part of the program. The new bundle is loaded and compared with the
+model in this process before it takes its place. `recjax.serve.bundle` describes the folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,21 @@ from recjax.core.errors import BundleError
 from recjax.core.folder import hash_of, new_folder, write_manifest
 from recjax.core.module import Functional, Params
 from recjax.core.state import by_path, from_paths
+from recjax.data.examples import Examples
+from recjax.data.spelling import Prompts
+from recjax.data.text import TextVocab
 from recjax.data.vocab import FIRST_ITEM, ItemVocab
 from recjax.models.content import fold
 from recjax.recommend import TIMES, Recommend, make_recommend
+from recjax.retrieve import Catalogue, Rows
 from recjax.serve import bundle as layout
+from recjax.serve.features import pad
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-5
+# Columns of the items table by which answers can be filtered.
+FACETS = ("domain",)
+_SHOWN_EVENTS = 200  # of a sample user
 
 
 def export_bundle(
@@ -44,6 +52,13 @@ def export_bundle(
     out: str | os.PathLike[str],
     history_length: int,
     times: str = "none",
+    prompts: Prompts | None = None,
+    catalogue: Catalogue | None = None,
+    text: TextVocab | None = None,
+    text_prompt: str = "",
+    recommends: bool = True,
+    facets: Mapping[str, Sequence[str | None]] | None = None,
+    users: Sequence[Mapping[str, Any]] = (),
     max_k: int = 100,
     name: str = "model",
     recipe: str = "",
@@ -53,32 +68,45 @@ def export_bundle(
 ) -> Path:
     """Write a bundle at `out` and return its path.
 
-    `titles` has one entry for each table row; `times` is what the feed tells the model ("none", "history", "target");
-    `max_k` is cut to the number of items. `recipe`, `step` and
-    `checkpoint` are kept in the manifest. The function is lowered for every one of `platforms` that allows it; the
-    one this process runs on must. Raises `BundleError` when `out` exists, when the weights cannot be stored, or when
-    the bundle does not answer as the model does.
+    `titles` and each of the `facets` have one entry for each row; `times` is what the feed tells the model ("none",
+    "history", "target"). `prompts` is how a model of tokens is asked and `catalogue` how its items are found, where
+    that is not by their rows; with `text`, the vocabulary of its text tokens, it answers queries too, behind
+    `text_prompt`. `recommends` says whether it was trained on histories, `users` are some to show. `max_k` is cut to
+    the number of items, or to what the catalogue always finds. `recipe`, `step` and `checkpoint` are kept in the
+    manifest. The functions are lowered for every one of `platforms` that allows it; the one this process runs on must.
+    Raises `BundleError` when `out` exists, when the weights cannot be stored, or when the bundle does not answer as the
+    model does.
     """
     if jax.process_count() > 1:
         raise BundleError("export runs in one process", where=f"{jax.process_count()} processes")
     if max_k < 1 or not name:
         raise BundleError(f"max_k is {max_k}, name is {name!r}", expected="max_k at least 1 and a name")
-    if len(titles) != vocab.num_rows:
-        raise ValueError(f"{len(titles)} titles for {vocab.num_rows} rows")
-    max_k = min(max_k, vocab.num_items)
+    for what, column in {"titles": titles, **(facets or {})}.items():
+        if len(column) != vocab.num_rows:
+            raise ValueError(f"{len(column)} {what} for {vocab.num_rows} rows")
+    if text is not None and (prompts is None or prompts.tokens.text_size != text.size):
+        raise ValueError("a text vocabulary, and a model whose tokens are not of it")
+    max_k = min(max_k, (catalogue or Rows(vocab.num_items)).most)
     model, params = fold(model, params)
     weights = _host(params)
     params = from_paths(params, weights)
-    recommend = make_recommend(model, num_items=vocab.num_items, k=max_k)
-    function, refused = _lower(recommend, params, weights, history_length, times, tuple(platforms))
-    schema = layout.schema_of(history_length, max_k, times)
+    recommend = make_recommend(model, num_items=vocab.num_items, k=max_k, catalogue=catalogue)
+    prompt_length = history_length if prompts is None else prompts.slots(history_length)
+    functions, refused = _lower_both(recommend, params, weights, prompt_length, vocab.num_rows, times, tuple(platforms))
+    schema = layout.schema_of(prompt_length, max_k, times, tokens=prompts is not None, filtered=True)
     with new_folder(out, error=BundleError) as folder:
-        (folder / layout.FUNCTION_FILE).write_bytes(function.serialize())
+        files = {layout.FUNCTION: layout.FUNCTION_FILE, layout.FILTERED: layout.FILTERED_FILE}
+        for function, file in files.items():
+            (folder / file).write_bytes(functions[function].serialize())
         save_file(weights, folder / layout.WEIGHTS_FILE)
         # safetensors lets nobody else read what it wrote.
         shutil.copymode(folder / layout.FUNCTION_FILE, folder / layout.WEIGHTS_FILE)
         vocab.save(folder / layout.VOCABULARY_FILE)
-        (folder / layout.TITLES_FILE).write_text(json.dumps(list(titles), ensure_ascii=False), encoding="utf-8")
+        _write_json(folder / layout.TITLES_FILE, list(titles))
+        if facets:
+            _write_json(folder / layout.FACETS_FILE, {facet: list(column) for facet, column in facets.items()})
+        if users:
+            _write_json(folder / layout.USERS_FILE, list(users))
         write_manifest(
             folder,
             {
@@ -90,15 +118,17 @@ def export_bundle(
                 "max_k": max_k,
                 "history_length": history_length,
                 "times": times,
+                "recommends": recommends,
                 "num_items": vocab.num_items,
                 "vocabulary_hash": vocab.hash,
+                **(_write_prompts(folder, prompts, prompt_length, text, text_prompt) if prompts else {}),
                 "schema": schema,
                 "schema_hash": hash_of(schema),
-                "functions": {layout.FUNCTION: layout.FUNCTION_FILE},
+                "functions": files,
                 "weights": layout.shapes_of(weights),
                 "jax_version": jax.__version__,
-                "calling_convention": function.calling_convention_version,
-                "platforms": list(function.platforms),
+                "calling_convention": functions[layout.FUNCTION].calling_convention_version,
+                "platforms": list(functions[layout.FILTERED].platforms),
                 "platforms_refused": refused,
             },
         )
@@ -106,29 +136,109 @@ def export_bundle(
     return Path(out)
 
 
+def _write_prompts(
+    folder: Path, prompts: Prompts, prompt_length: int, text: TextVocab | None, text_prompt: str
+) -> dict[str, Any]:
+    """Write how items and queries are spelled; what the manifest says of it."""
+    told: dict[str, Any] = {"prompt_length": prompt_length}
+    tokens = prompts.tokens
+    if tokens.levels > 1:
+        np.save(folder / layout.SPELLING_FILE, tokens.spelling)
+        told["spelling"] = {"levels": tokens.levels, "hash": layout.spelling_hash(tokens.spelling)}
+    if text is not None:
+        (folder / layout.TEXT_FILE).write_bytes(text.model)
+        told["text"] = {
+            "start": tokens.text_start,
+            "length": prompts.text_length,
+            "size": text.size,
+            "hash": text.hash,
+            "prompt": text_prompt,
+        }
+    return told
+
+
+def export_run(
+    run: trained.Trained, out: str | os.PathLike[str], *, name: str = "", max_k: int = 100, sample_users: int = 0
+) -> Path:
+    """`export_bundle` of a finished run as its recipe says, with `sample_users` histories of its test split to show."""
+    assembly, recipe = run.assembly, run.assembly.recipe
+    prompts, titled = assembly.prompts, assembly.examples[0]
+    logs = [e for e in assembly.examples if e.text_vocab is None]
+    searched = [e for e in assembly.examples if e.text_vocab is not None] if prompts else []
+    return export_bundle(
+        assembly.model,
+        run.params,
+        vocab=assembly.vocab,
+        titles=titled.titles(),
+        out=out,
+        history_length=recipe.feed.history_length,
+        times=recipe.feed.times,
+        prompts=prompts,
+        catalogue=assembly.catalogue,
+        text=searched[0].text_vocab if searched else None,
+        text_prompt=searched[0].manifest.get("prompt", "") if searched else "",
+        recommends=bool(logs),
+        facets=facets_of(titled),
+        users=sample(logs[0], sample_users, recipe.feed.times) if logs and sample_users else (),
+        max_k=max_k,
+        name=name or recipe.name,
+        recipe=recipe.name,
+        step=run.step,
+        checkpoint=str(run.checkpoint),
+    )
+
+
+def facets_of(examples: Examples) -> dict[str, list[str | None]]:
+    """The columns of the items table that answers can be filtered by, with a value or None for each row."""
+    import polars as pl
+
+    items = pl.read_parquet(examples.path / "items.parquet")
+    found = {}
+    for name in FACETS:
+        if name in items.columns and items[name].null_count() < items.height:
+            column: list[str | None] = [None] * examples.vocab.num_rows
+            for row, value in zip(items["row"].to_list(), items[name].cast(pl.String).to_list(), strict=True):
+                column[row] = value
+            found[name] = column
+    return found
+
+
+def sample(examples: Examples, count: int, times: str = "none", *, seed: int = 0) -> list[dict[str, Any]]:
+    """The newest events of `count` users of the test split with a known item, drawn by `seed`, without their ids."""
+    source, vocab = examples.source("test"), examples.vocab
+    users: list[dict[str, Any]] = []
+    for at in np.random.default_rng(seed).permutation(len(source)).tolist():
+        if len(users) == count:
+            break
+        example = source[at]
+        known = np.flatnonzero(example["items"] >= FIRST_ITEM)[-_SHOWN_EVENTS:]
+        if not len(known):
+            continue
+        user: dict[str, Any] = {"history": vocab.decode(example["items"][known])}
+        if times != "none":
+            user["history_time"] = example["times"][known].tolist()
+        if times == "target":
+            user["time"] = int(example["label_time"])
+        users.append(user)
+    return users
+
+
 def main(argv: list[str]) -> int:
     """`recjax export`."""
     flags = trained.parser("export")
     flags.add_argument("--max_k", type=int, default=100, help="most items that can be asked for (default 100)")
     flags.add_argument("--name", default="", help="what the server calls the model (default: name of the recipe)")
-    run, args = trained.from_command_line(flags, argv)
-    recipe, examples = run.assembly.recipe, run.assembly.examples[0]
-    path = export_bundle(
-        run.assembly.model,
-        run.params,
-        vocab=run.assembly.vocab,
-        titles=examples.titles(),
-        out=args.out,
-        history_length=recipe.feed.history_length,
-        times=recipe.feed.times,
-        max_k=args.max_k,
-        name=args.name or recipe.name,
-        recipe=recipe.name,
-        step=run.step,
-        checkpoint=str(run.checkpoint),
+    flags.add_argument(
+        "--sample_users", type=int, default=0, metavar="N", help="histories of the test split to show (default none)"
     )
-    print(f"{path}: step {run.step} of {recipe.name}; recjax serve --bundle {path}")
+    run, args = trained.from_command_line(flags, argv)
+    path = export_run(run, args.out, name=args.name, max_k=args.max_k, sample_users=args.sample_users)
+    print(f"{path}: step {run.step} of {run.assembly.recipe.name}; recjax serve --bundle {path}")
     return 0
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
 def _host(params: Params) -> dict[str, np.ndarray]:
@@ -142,45 +252,59 @@ def _host(params: Params) -> dict[str, np.ndarray]:
     return weights
 
 
-def _lower(
+def _lower_both(
     recommend: Recommend,
     params: Params,
     weights: dict[str, np.ndarray],
     length: int,
+    rows: int,
     times: str,
     platforms: tuple[str, ...],
-) -> tuple[jax.export.Exported, dict[str, str]]:
-    """The exported function and, for each platform it could not be lowered for, why."""
-
-    def by_name(weights: dict[str, jax.Array], *inputs: jax.Array) -> Any:
-        return recommend(from_paths(params, weights), *inputs)
-
+) -> tuple[dict[str, jax.export.Exported], dict[str, str]]:
+    """The function without and with allowed items, and for each platform that refuses one of them why."""
     batch, seen = jax.export.symbolic_shape("b, n")
-    arguments = (
-        {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in weights.items()},
+    inputs = [
         jax.ShapeDtypeStruct((batch, length), np.int32),
         jax.ShapeDtypeStruct((batch, seen), np.int32),
         *(
             jax.ShapeDtypeStruct((batch, length) if name == "history_time" else (batch,), np.int32)
             for name in TIMES[times]
         ),
-    )
+    ]
+    shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in weights.items()}
+
+    def plain(weights: dict[str, jax.Array], *inputs: jax.Array) -> Any:
+        return tuple(recommend(from_paths(params, weights), *inputs))
+
+    def filtered(weights: dict[str, jax.Array], *inputs: jax.Array) -> Any:
+        return tuple(recommend(from_paths(params, weights), *inputs[:-1], allowed=inputs[-1]))
+
+    function, refused = _lower(plain, (shapes, *inputs), platforms)
+    allowed = jax.ShapeDtypeStruct((batch, rows), np.bool_)
+    other, also = _lower(filtered, (shapes, *inputs, allowed), function.platforms)
+    return {layout.FUNCTION: function, layout.FILTERED: other}, {**refused, **also}
+
+
+def _lower(
+    function: Any, arguments: tuple[Any, ...], platforms: tuple[str, ...]
+) -> tuple[jax.export.Exported, dict[str, str]]:
+    """The exported function and, for each platform it could not be lowered for, why."""
 
     def attempt(targets: Sequence[str]) -> jax.export.Exported:
-        return jax.export.export(jax.jit(by_name), platforms=tuple(targets))(*arguments)
+        return jax.export.export(jax.jit(function), platforms=tuple(targets))(*arguments)
 
     here = jax.export.default_export_platform()
     wanted = list(dict.fromkeys((here, *platforms)))
     try:
         return attempt(wanted), {}
     except Exception:  # a platform may refuse a kernel in any way; find out which one does
-        function, refused = attempt([here]), {}
+        found, refused = attempt([here]), {}
     for platform in wanted[1:]:
         try:
-            function = attempt([*function.platforms, platform])
+            found = attempt([*found.platforms, platform])
         except Exception as error:
             refused[platform] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    return function, refused
+    return found, refused
 
 
 def _compare(folder: Path, recommend: Recommend, params: Params) -> None:
@@ -189,20 +313,24 @@ def _compare(folder: Path, recommend: Recommend, params: Params) -> None:
     rng = np.random.default_rng(0)
     last = FIRST_ITEM + loaded.vocab.num_items
     history = rng.integers(FIRST_ITEM, last, (3, loaded.history_length), dtype=np.int32)
-    history[0, 1:] = 0
     seen = np.unique(history[1:])[None, :8].repeat(3, axis=0)
-    when = (np.sort(rng.integers(0, 10**6, history.shape), axis=1).astype(np.int32), np.full(3, 10**6, np.int32))
-    times = when[: len(TIMES[loaded.times])]
-    expected, _ = jax.jit(recommend)(params, history, seen, *times)
-    found, _ = loaded.recommend(history, seen, *times)
-    # Rows may change places among equal scores; the scores in order may not.
-    if not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
-        gap = float(np.nanmax(np.abs(np.where(np.isinf(found), 0, found) - np.where(np.isinf(expected), 0, expected))))
-        raise BundleError(
-            f"the exported function differs from the model by {gap:.2g}",
-            expected=f"scores equal to {TOLERANCE}",
-            mend="this is a bug in recjax or jax; please report it with the recipe",
-        )
+    ids = [loaded.vocab.decode(items) for items in (history[0, :1], *history[1:])]
+    times = [[0] * len(items) for items in ids] if loaded.times != "none" else [None] * len(ids)
+    users = [loaded.encode(items, when, 0) for items, when in zip(ids, times, strict=True)]
+    prompt = pad([user.history_ids for user in users], count=3, width=loaded.prompt_length)
+    when = (np.sort(rng.integers(0, 10**6, prompt.shape), axis=1).astype(np.int32), np.full(3, 10**6, np.int32))
+    inputs = (prompt, seen, *when[: len(TIMES[loaded.times])])
+    for more in ({}, {"allowed": rng.random((3, loaded.vocab.num_rows)) < 0.7}):
+        expected, _ = jax.jit(recommend)(params, *inputs, **more)
+        found, _ = loaded.recommend(*inputs, **more)
+        # Rows may change places among equal scores; the scores in order may not.
+        if not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
+            finite = (np.where(np.isinf(scores), 0, scores) for scores in (found, np.asarray(expected)))
+            raise BundleError(
+                f"the exported function differs from the model by {np.nanmax(np.abs(np.subtract(*finite))):.2g}",
+                expected=f"scores equal to {TOLERANCE}",
+                mend="this is a bug in recjax or jax; please report it with the recipe",
+            )
 
 
 if __name__ == "__main__":

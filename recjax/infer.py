@@ -6,9 +6,10 @@
     teacher_rankings  a list for every event of the training split, for students (`recjax.data.teacher`)
     codes             a few codes for every item, from a model that quantises content (`recjax.data.codes`)
 
-A score is the inner product of a user vector and an item vector. Every user of the split stands in it once, in the
-order of `eval_batches` (longest history first); rows that only filled a batch are dropped. Results go to disk batch
-by batch. It computes no metrics: that is `recjax evaluate`.
+A score is the inner product of a user vector and an item vector, or the log-probability of an item that takes several
+tokens to name, which has no vector. A user is whoever the task asks about: a history, or a query. Every user of the
+split stands in it once, in the order of `eval_batches` (longest prompt first); rows that only filled a batch are
+dropped. Results go to disk batch by batch. It computes no metrics: that is `recjax evaluate`.
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ from recjax.data.batch import PAD
 from recjax.data.codes import read_codes, write_codes
 from recjax.data.examples import Examples
 from recjax.data.pipeline import eval_batches
+from recjax.data.sampled import HeldExamples
+from recjax.data.spelling import Prompts
 from recjax.data.vocab import FIRST_ITEM
 from recjax.quantise import codes_by
 from recjax.rankings import write_rankings
-from recjax.recommend import TIMES, encode, make_recommend
+from recjax.recommend import TIMES, batch_of, make_recommend
+from recjax.retrieve import Catalogue, Rows, encode
 
 KINDS = ("recommendations", "user_vectors", "item_vectors", "teacher_rankings", "codes")
 _MOST_LISTED = 20
@@ -51,6 +55,8 @@ def infer(
     out: str | os.PathLike[str],
     history_length: int,
     times: str = "none",
+    prompts: Prompts | None = None,
+    catalogue: Catalogue | None = None,
     split: str = "test",
     k: int = 100,
     exclude_seen: bool = True,
@@ -62,9 +68,11 @@ def infer(
 ) -> Path:
     """Write an artifact of `kind` at `out` and return its path.
 
-    `k` is cut to the number of items; `batch_size` is rounded up to what `mesh` can divide. `extend` are codes of a
-    smaller catalogue, which are kept. Raises `ConfigError` for
-    an unknown kind, `ArtifactError` when `out` exists and `ExamplesError` for a split without targets.
+    `prompts` is how a model of tokens is asked, and `catalogue` how its items are found, where that is not by their
+    rows. `k` is cut to the number of items, or to what the catalogue always finds; `batch_size` is rounded up to what
+    `mesh` can divide. `extend` are codes of a smaller catalogue, which are kept. Raises `ConfigError` for an unknown
+    kind, `ArtifactError` when `out` exists, `ExamplesError` for a split without targets and `UnservableError` for what
+    the model cannot give.
     """
     if kind not in KINDS:
         raise ConfigError(f"cannot infer {kind!r}", expected=f"one of: {', '.join(KINDS)}")
@@ -74,7 +82,12 @@ def infer(
         raise ConfigError(f"{kind} cannot be extended", where=f"extend = {str(extend)!r}", expected="kind = 'codes'")
     if k < 1 or batch_size < 1:
         raise ConfigError(f"k is {k} and batch_size {batch_size}", expected="at least 1")
-    vocab, k = examples.vocab, min(k, examples.vocab.num_items)
+    vocab = examples.vocab
+    k = min(k, (catalogue or Rows(vocab.num_items)).most)
+    if catalogue is not None and kind in ("item_vectors", "teacher_rankings"):
+        raise UnservableError(
+            f"there are no {kind} of a model that names an item in several tokens", mend="infer recommendations"
+        )
     if kind == "teacher_rankings":
         if times != "none":
             raise ConfigError("lists for students are made by models that read no times", where=f"times = {times!r}")
@@ -108,15 +121,21 @@ def infer(
             _write_items(writer, model, params, vocab.num_items, len(TIMES[times]), parts)
             return Path(out)
         if kind == "recommendations":
-            names, run = ("scores", "rows"), make_recommend(model, num_items=vocab.num_items, k=k)
+            run = make_recommend(model, num_items=vocab.num_items, k=k, catalogue=catalogue)
+            names = ("scores", "rows")
         else:
             names, run = (
                 ("vectors",),
-                lambda params, history, seen, *times: (encode(model, params, history, *times)[0].astype("float32"),),
+                lambda params, prompt, seen, *times: encode(model, params, batch_of(prompt, *times))[:1],
             )
         parts = mesh.size_of("batch") if mesh else 1
         batch_size = -(-batch_size // parts) * parts
-        batches = eval_batches(examples, split, batch_size=batch_size, history_length=history_length, times=times)
+        asked, slots = examples, history_length
+        if prompts is not None:
+            held = HeldExamples(examples.path, examples.manifest, None, 0)
+            asked = held.through(split, lambda records: prompts.spell(records, history_length))
+            slots = prompts.slots(history_length)
+        batches = eval_batches(asked, split, batch_size=batch_size, history_length=slots, times=times)
         for users, arrays in _results(jax.jit(run), params, batches, mesh, exclude_seen, TIMES[times]):
             writer.append("user_index", users)
             for name, array in zip(names, arrays, strict=True):
@@ -161,7 +180,7 @@ def _write_items(
 ) -> None:
     # The table is the same for any history; a model of other item vectors for every user has none.
     nothing = np.full((parts, 1), PAD, np.int32)
-    table = jax.jit(lambda params, *inputs: encode(model, params, *inputs)[1])(
+    table = jax.jit(lambda params, *inputs: encode(model, params, batch_of(*inputs))[1])(
         params, nothing, *(nothing, nothing[:, 0])[:times]
     )
     if table.ndim != 2:
@@ -188,6 +207,8 @@ def infer_run(run: trained.Trained, *, kind: str, out: Path, task: str = "", **o
         out=out,
         history_length=recipe.feed.history_length,
         times=recipe.feed.times,
+        prompts=run.assembly.prompts,
+        catalogue=run.assembly.catalogue,
         mesh=run.assembly.mesh,
         recipe=recipe.name,
         step=run.step,

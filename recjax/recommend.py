@@ -1,10 +1,10 @@
-"""From histories to recommendations, as one pure function of the parameters.
+"""From prompts to recommendations, as one pure function of the parameters.
 
-`infer` runs it over a task and `export` freezes it into a bundle, so that what is served is what was measured: the
-model's `hidden` at the last event of each history, scored against the model's own table by the exact search of
-`recjax.index.exact`. It knows models by the contract alone (`hidden`, `table`) and takes history ids and, where the
-recipe feeds times, those of the events and that of the question; a model that reads anything else from its batch is
-refused with the name of the field.
+`infer` runs it over a task and `export` freezes it into a bundle, so that what is served is what was measured. A prompt
+is a row of the model's table for each slot: the items of a history, or the tokens that spell them or a query. Items are
+found through `recjax.retrieve`, as in evaluation. A model is told the prompts and, where the recipe feeds times, those
+of the events and that of the question; one that reads anything else from its batch is refused with the name of the
+field.
 """
 
 from __future__ import annotations
@@ -14,66 +14,56 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from recjax.core.errors import UnservableError
 from recjax.core.module import Functional, Params
-from recjax.data.batch import FIELDS, PAD
-from recjax.data.vocab import FIRST_ITEM
-from recjax.index.exact import top_k
+from recjax.data.batch import PAD
+from recjax.retrieve import Answers, Catalogue, Rows
 
-Recommend = Callable[..., tuple[jax.Array, jax.Array]]
+Recommend = Callable[..., Answers]
 # What a model is told besides the items, by the `times` of its feed: names of the arrays in order.
 TIMES = {"none": (), "history": ("history_time",), "target": ("history_time", "query_time")}
 
 
-def encode(model: Functional, params: Params, history_ids: jax.Array, *times: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """User vectors float32 [b, d] and the item table they are scored against: [v, d], or [b, v, d] of each user.
+def batch_of(prompt_ids: jax.Array, *times: jax.Array) -> dict[str, jax.Array]:
+    """The batch in which a model is asked what comes after each of some prompts.
 
-    `history_ids` int [b, l] is padded on the right. `times`, in seconds, are those of the events [b, l] and that of
-    the question [b], as far as the model reads them. The vector is the model's output at the last event, and zero
-    for a row without events, as in `recjax.evaluation`: all items then score alike.
+    `prompt_ids` int [b, l] is padded on the right. `times`, in seconds, are those of the events [b, l] and that of the
+    question [b], as far as the model reads them. `query_at` is -1 for an empty prompt, whose query is zero, as in
+    `recjax.evaluation`: all items then score alike.
     """
-    real = history_ids != PAD
-    places = jnp.arange(history_ids.shape[1], dtype=jnp.int32)
+    real = prompt_ids != PAD
+    places = jnp.arange(prompt_ids.shape[1], dtype=jnp.int32)
+    length = jnp.sum(real, axis=1, dtype=jnp.int32)
     batch = {
-        "history_ids": history_ids,
+        "history_ids": prompt_ids,
         "positions": jnp.where(real, places[None, :], 0),
         "segment_ids": real.astype(jnp.int32),
+        "query_at": length[:, None] - 1,
     }
-    events = jnp.sum(real, axis=1)
     if times:
         batch["history_time"] = jnp.where(real, times[0], 0)
     if len(times) > 1:
         following = jnp.roll(batch["history_time"], -1, axis=1)
-        is_last = places[None, :] == events[:, None] - 1
+        is_last = places[None, :] == length[:, None] - 1
         batch["query_time"] = jnp.where(is_last, times[1][:, None], jnp.where(real, following, 0))
-    try:
-        out = model.apply(params, batch, train=False, key=None)
-    except KeyError as error:
-        if error.args[0] not in FIELDS:
-            raise
-        raise UnservableError(
-            f"the model reads {error} from its batch",
-            expected="a model that reads history_ids, positions and segment_ids, and the times that Feed.times gives",
-            mend="set Feed.times, or recommend without this model",
-        ) from error
-    last = jnp.maximum(events - 1, 0)[:, None, None]
-    users = jnp.take_along_axis(out["hidden"], last, axis=1)[:, 0].astype(jnp.float32)
-    return jnp.where((events > 0)[:, None], users, 0.0), out["table"]
+    return batch
 
 
-def make_recommend(model: Functional, *, num_items: int, k: int) -> Recommend:
-    """`recommend(params, history_ids [b, l], seen_ids [b, n], *times) -> (scores [b, k], rows [b, k])`, best first.
+def make_recommend(model: Functional, *, num_items: int, k: int, catalogue: Catalogue | None = None) -> Recommend:
+    """`recommend(params, prompt_ids [b, l], seen_ids [b, n], *times, allowed=None) -> (scores [b, k], rows [b, k])`.
 
-    `times` as in `encode`. Rows in `seen_ids` are left out (0 is padding); where fewer than `k` items remain the row
-    is 0 and the score -inf.
+    `prompt_ids` and `times` as in `batch_of`; the best item is first. Item rows in `seen_ids` (0 is padding), and those
+    that are not `allowed` (bool [b, v]), are left out; where fewer than `k` items remain the row is 0 and the score
+    -inf. Without a `catalogue` the prompts are scored against the rows of the items.
     """
+    search = catalogue or Rows(num_items)
 
     def recommend(
-        params: Params, history_ids: jax.Array, seen_ids: jax.Array, *times: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        users, table = encode(model, params, history_ids, *times)
-        rows = jnp.arange(table.shape[-2])
-        valid = (rows >= FIRST_ITEM) & (rows < FIRST_ITEM + num_items)
-        return top_k(users, table, k, valid=valid, exclude_ids=seen_ids)
+        params: Params,
+        prompt_ids: jax.Array,
+        seen_ids: jax.Array,
+        *times: jax.Array,
+        allowed: jax.Array | None = None,
+    ) -> Answers:
+        return search(model, params, batch_of(prompt_ids, *times), k, exclude=seen_ids, allowed=allowed)
 
     return recommend

@@ -9,18 +9,21 @@ products of `Rows`, log-probabilities of `Spelled`; where fewer than k items are
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from recjax.core.errors import UnservableError
 from recjax.core.module import FACTS, Functional, Params
-from recjax.data.batch import PAD
+from recjax.data.batch import FIELDS, PAD
 from recjax.data.tokens import Tokens
+from recjax.data.vocab import FIRST_ITEM
 from recjax.decode.beam import beam_search
 from recjax.decode.build import build_trie
 from recjax.decode.trie import Trie, TrieShape
@@ -36,8 +39,14 @@ class Answers(NamedTuple):
     rows: Int[Array, "b k"]
 
 
+@runtime_checkable
 class Catalogue(Protocol):
     """A way to find items."""
+
+    @property
+    def most(self) -> int:
+        """How many answers there always are, where as many items are left."""
+        ...
 
     def __call__(
         self,
@@ -59,9 +68,13 @@ class Catalogue(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """All items by an inner product with their rows, exactly; `valid` bool [v] says which rows are items."""
+    """All items, the `num_items` rows from `FIRST_ITEM` on, by an inner product with their rows, exactly."""
 
-    valid: np.ndarray
+    num_items: int
+
+    @property
+    def most(self) -> int:
+        return self.num_items
 
     def __call__(
         self,
@@ -74,9 +87,11 @@ class Rows:
         allowed: jax.Array | None = None,
     ) -> Answers:
         query, table = encode(model, params, batch)
-        valid = jnp.asarray(self.valid)
+        row = jnp.arange(table.shape[-2])
+        valid = (row >= FIRST_ITEM) & (row < FIRST_ITEM + self.num_items)
         if allowed is not None:
-            beyond = [(0, 0)] * (allowed.ndim - 1) + [(0, len(self.valid) - allowed.shape[-1])]
+            # A table of tokens has more rows than there are items.
+            beyond = [(0, 0)] * (allowed.ndim - 1) + [(0, len(row) - allowed.shape[-1])]
             allowed = jnp.pad(allowed, beyond)
             valid = allowed & jnp.broadcast_to(valid, allowed.shape)
         return Answers(*top_k(query, table, k, valid=valid, exclude_ids=exclude))
@@ -95,6 +110,11 @@ class Spelled:
     beams: int
     temperature: float = 1.0
 
+    @property
+    def most(self) -> int:
+        # Every beam leads to an item that is left; fewer beams than answers may not lead to enough of them.
+        return min(self.beams, self.shape.num_ids)
+
     def __call__(
         self,
         model: Functional,
@@ -108,7 +128,8 @@ class Spelled:
         facts = params[FACTS]
         trie = Trie({name.removeprefix(_TRIE): a for name, a in facts.items() if name.startswith(_TRIE)}, self.shape)
         module: Any = model.bind(params)
-        hidden, memory = module.prefill({**batch, **facts})
+        with _only_fields_given():
+            hidden, memory = module.prefill({**batch, **facts})
 
         def step(suffix: Any, codes: Any, level: int) -> tuple[jax.Array, Any]:
             out = hidden[:, None]
@@ -150,12 +171,29 @@ def spelled(tokens: Tokens, *, beams: int, temperature: float = 1.0) -> tuple[Sp
 def encode(model: Functional, params: Params, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
     """Queries float32 [b, d], the model's output at `query_at` [b, 1], and the table they are scored against.
 
-    A row without any event (`query_at` below 0) has a zero query: all items score alike.
+    A row without any event (`query_at` below 0) has a zero query: all items score alike. Raises `UnservableError` when
+    the model reads a field that the batch does not have.
     """
-    out = model.apply(params, batch, train=False, key=None)
+    with _only_fields_given():
+        out = model.apply(params, batch, train=False, key=None)
     at = batch["query_at"]
     if "query" in out:
         query = out["query"][:, 0]
     else:
         query = jnp.take_along_axis(out["hidden"], jnp.maximum(at, 0)[..., None], axis=1)[:, 0]
     return jnp.where(at >= 0, query.astype(jnp.float32), 0.0), out["table"]
+
+
+@contextlib.contextmanager
+def _only_fields_given() -> Iterator[None]:
+    """Turn the missing of a field of the Batch contract into what it means for whoever asks."""
+    try:
+        yield
+    except KeyError as error:
+        if error.args[0] not in FIELDS:
+            raise
+        raise UnservableError(
+            f"the model reads {error} from its batch",
+            expected="a model that reads history_ids, positions and segment_ids, and the times that Feed.times gives",
+            mend="set Feed.times, or recommend without this model",
+        ) from error

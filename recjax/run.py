@@ -37,7 +37,7 @@ from recjax.core.flags import Flags, find_file, parse_argv, recipe_files
 from recjax.core.writer import environment, read_metrics
 from recjax.data.examples import Examples
 from recjax.evaluate import evaluate_run, show
-from recjax.export import export_bundle
+from recjax.export import export_run
 from recjax.infer import infer_run
 from recjax.list import Header, read_header
 from recjax.prepare import ensure_prepared
@@ -54,6 +54,7 @@ from recjax.trained import Trained, load
 
 _ROOT = Path("runs")
 _MODEL = "model"
+_SAMPLE_USERS = 20  # that the page of a server shows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,22 +242,10 @@ def mean_of_seeds(metrics: Sequence[Mapping[str, Any]], seeds: Sequence[int]) ->
 
 def _export(run: Trained, out: Path) -> dict[str, str]:
     """Write the bundle in place of an earlier one; a fact for the report when the model cannot have one."""
-    new, examples = out.with_name(f".{out.name}.new"), run.assembly.examples[0]
+    new = out.with_name(f".{out.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     try:
-        export_bundle(
-            run.assembly.model,
-            run.params,
-            vocab=run.assembly.vocab,
-            titles=examples.titles(),
-            out=new,
-            history_length=run.assembly.recipe.feed.history_length,
-            times=run.assembly.recipe.feed.times,
-            name=run.assembly.recipe.name,
-            recipe=run.assembly.recipe.name,
-            step=run.step,
-            checkpoint=str(run.checkpoint),
-        )
+        export_run(run, new, sample_users=_SAMPLE_USERS)
     except UnservableError as error:
         return {"bundle": f"none: {error.what}"}
     if out.exists():
@@ -269,21 +258,26 @@ def recommend_to_someone(bundle: Bundle, examples: Examples, user_index: int, k:
     """What the exported bundle answers a user of the test split, in words."""
     source = examples.source("test")
     example = next(e for e in map(source.__getitem__, range(len(source))) if int(e["user_index"]) == user_index)
-    items = bundle.vocab.decode(example["items"])
-    known = [at for at, item in enumerate(items) if item is not None]
-    times = {}
-    if bundle.times != "none":
-        times = {"history_time": example["times"][known].tolist(), "time": int(example["label_time"])}
-    encoded = bundle.encode([item for item in items if item is not None], **times)
-    history = pad([encoded.history_ids], count=1, width=bundle.history_length)
-    when = pad_times([encoded], bundle.times, count=1, width=bundle.history_length)
-    scores, rows = bundle.recommend(history, encoded.seen_ids[None, :], *when)
+    if examples.text_vocab is not None:
+        query = examples.query_text(example["text"])
+        who, encoded = f"For {query!r}:", bundle.encode_query(query)
+    else:
+        items = bundle.vocab.decode(example["items"])
+        known = [at for at, item in enumerate(items) if item is not None]
+        times = {}
+        if bundle.times != "none":
+            times = {"history_time": example["times"][known].tolist(), "time": int(example["label_time"])}
+        who, encoded = "", bundle.encode([item for item in items if item is not None], **times)
+    history = pad([encoded.history_ids], count=1, width=bundle.prompt_length)
+    when = pad_times([encoded], bundle.times, count=1, width=bundle.prompt_length)
+    seen = pad([encoded.seen_ids], count=1, width=max(len(encoded.seen_ids), 1))
+    scores, rows = bundle.recommend(history, seen, *when)
 
     def word(row: int) -> str:
         return bundle.titles[row] or str(bundle.vocab.decode([row])[0])
 
     had = ", ".join(map(word, example["items"][-3:].tolist()))
-    lines = [f"User {examples.user_ids()[user_index]}, who last had {had}:"]
+    lines = [who or f"User {examples.user_ids()[user_index]}, who last had {had}:"]
     lines += [f"  {i + 1}. {word(int(rows[0, i]))} (score {scores[0, i]:.2f})" for i in range(k)]
     return lines
 

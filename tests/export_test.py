@@ -141,7 +141,7 @@ class Lately(Sequence):
     """Events long before the question count for less; without times in the batch it cannot be called."""
 
     def __call__(self, batch, *, train, key):
-        out = super().__call__(batch, train=train, key=key)
+        out = super().__call__({k: v for k, v in batch.items() if k != "query_at"}, train=train, key=key)
         age = (batch["query_time"] - batch["history_time"])[..., None]
         return {**out, "hidden": out["hidden"] * jnp.exp2(-age / 100.0)}
 

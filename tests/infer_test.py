@@ -138,7 +138,7 @@ def test_a_mesh_changes_nothing_and_seen_items_may_stay(examples, model, recomme
 
 def test_refusals_leave_nothing(examples, model, tmp_path):
     cases = [
-        ({"kind": "codes"}, ConfigError, "cannot infer"),
+        ({"kind": "poems"}, ConfigError, "cannot infer"),
         ({"kind": "recommendations", "k": 0}, ConfigError, "k is 0"),
         ({"kind": "user_vectors", "split": "train"}, ExamplesError, "no label"),
         ({"kind": "user_vectors", "split": "nope"}, ExamplesError, "no split"),

@@ -111,7 +111,7 @@ def test_rows_are_ranked_among_those_allowed() -> None:
     prompts = [rng.integers(FIRST_ITEM, FIRST_ITEM + ITEMS, n).tolist() for n in (4, 1, 12)]
     exclude = np.array([[3, 0], [7, 8], [0, 0]], np.int32)
     allowed = rng.random((B, 128)) < 0.5
-    catalogue = Rows(tokens.valid)
+    catalogue = Rows(ITEMS)
     run = jax.jit(lambda p, b, e, a: catalogue(model, p, b, 30, exclude=e, allowed=a))
     answers = Answers(*map(np.asarray, run(params, batch_of(prompts), exclude, allowed)))
     hidden = np.asarray(hidden_of(model, params, batch_of(prompts)))

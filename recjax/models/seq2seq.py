@@ -121,7 +121,7 @@ class EncoderDecoder(Module):
         source, table = self._read(batch, False, (None, None))
         ids, layout = _answers({k: v for k, v in batch.items() if not k.startswith("decoder_")})
         x, table = take_rows(table, ids)
-        slot = jnp.zeros(len(ids), jnp.int32)
+        slot = jnp.zeros(ids.shape[0], jnp.int32)
         hidden, prompt = self.decoder.prefill(self._enter(x, None), layout, slot, source=source)
         return self._score(hidden), Memory(prompt, table, self._scored(table))
 
@@ -179,7 +179,7 @@ def _answers(batch: dict[str, Any]) -> tuple[jax.Array, Layout]:
     if "decoder_ids" in batch:
         return batch["decoder_ids"], Layout(batch["decoder_positions"], batch["decoder_segment_ids"])
     segments = batch["segment_ids"]
-    at = jnp.maximum(batch["query_at"], 0) if "query_at" in batch else jnp.zeros((len(segments), 1), jnp.int32)
+    at = jnp.maximum(batch["query_at"], 0) if "query_at" in batch else jnp.zeros((segments.shape[0], 1), jnp.int32)
     first = jnp.full(at.shape, START, jnp.int32)
     return first, Layout(jnp.zeros_like(first), jnp.take_along_axis(segments, at, axis=1))
 

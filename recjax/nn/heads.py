@@ -124,13 +124,13 @@ class SelfAttention(Heads):
         else:
             turned = product("bqgrk,dgk->bqgrd", q, self.key[...].astype(x.dtype)).astype(x.dtype)
             scores = product("bqgrd,bsd->bgrqs", turned, x)
-        flat = scores.reshape(len(x), c.num_heads, count, -1)
+        flat = scores.reshape(x.shape[0], c.num_heads, count, -1)
         if bias is not None:
             flat = flat + jnp.moveaxis(jnp.take(bias, slots, axis=1), 0, 1)
         visible = allowed_at(slots, _masks(layout), causal=c.causal)[:, None]
         weights = jax.nn.softmax(jnp.where(visible, flat, NEGATIVE), axis=-1)
-        mixed = product("bgrqs,bsd->bqgrd", weights.astype(x.dtype).reshape(scores.shape), x).astype(x.dtype)
-        out = product("bqgrd,dgk->bqgrk", mixed, self.value[...].astype(x.dtype))
+        mixed = product("bgrqs,bsd->bgrqd", weights.astype(x.dtype).reshape(scores.shape), x).astype(x.dtype)
+        out = product("bgrqd,dgk->bqgrk", mixed, self.value[...].astype(x.dtype))
         if c.bias:
             out = out + self.value_bias[...][None, None, :, None]
         return self.close(out.astype(x.dtype).reshape(*slots.shape, c.num_heads, c.head_width))

@@ -2,17 +2,24 @@
 
     manifest.json         format, versions, hashes, schema, where it comes from; checksums of the other files
     recommend.jaxexport   the model and the search as one serialised jax.export function (StableHLO)
-    weights.safetensors   what that function takes as its first argument, by name
+    filtered.jaxexport    the same, told which items may come out
+    weights.safetensors   what these functions take as their first argument, by name
     vocabulary.json       item ids <-> rows
     titles.json           a title or null for every row
+    spelling.npy          int32 [rows, L]: the tokens of every item, where an item takes several
+    text.model            the text vocabulary, where the model answers queries
+    facets.json           facet -> a value or null for every row, where items can be filtered
+    users.json            sample users, where asked for: {"history": [item ids]}, and times where the model reads them
 
-Loading needs jax, numpy and safetensors, and none of the training code. It refuses whatever does not fit together:
-missing or altered files, another format, other feature code, another vocabulary than the weights were trained with,
-a platform the function was not lowered for. It never falls back to something else.
+Loading needs jax, numpy and safetensors, for text sentencepiece, and none of the training code. It refuses whatever
+does not fit together: missing or altered files, another format, other feature code, another vocabulary or spelling
+than the weights were trained with, a platform the functions were not lowered for. It never falls back to something
+else.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -24,17 +31,24 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from recjax.core.errors import BundleError, ExamplesError, RequestError
+from recjax.core.errors import BundleError, DataError, ExamplesError, RequestError
 from recjax.core.folder import Manifest, check_files, hash_of, read_manifest
+from recjax.data.text import load_text
 from recjax.data.vocab import ItemVocab
 from recjax.serve import features
+from recjax.serve.facets import Facets, Filter
 
 FORMAT = 1
-FUNCTION = "recommend"
+FUNCTION, FILTERED = "recommend", "filtered"
 FUNCTION_FILE = "recommend.jaxexport"
+FILTERED_FILE = "filtered.jaxexport"
 WEIGHTS_FILE = "weights.safetensors"
 VOCABULARY_FILE = "vocabulary.json"
 TITLES_FILE = "titles.json"
+SPELLING_FILE = "spelling.npy"
+TEXT_FILE = "text.model"
+FACETS_FILE = "facets.json"
+USERS_FILE = "users.json"
 
 REMAKE = "export the checkpoint again with this version of recjax"
 
@@ -51,12 +65,19 @@ class Bundle:
         self.name: str = self.manifest["name"]
         self.max_k: int = self.manifest["max_k"]
         self.history_length: int = self.manifest["history_length"]
+        self.prompt_length: int = self.manifest.get("prompt_length", self.history_length)
         self.times: str = self.manifest.get("times", "none")
+        # What it was trained to answer; a bundle of before it could search says nothing of it.
+        self.recommends: bool = self.manifest.get("recommends", True)
         self.vocab = self._load_vocab()
-        self.titles = self._load_titles()
-        self._function = self._load_function()
+        self.titles = self._by_row("titles", self._read_json(TITLES_FILE))
+        self.spelling = self._load_spelling()
+        self.texts = self._load_texts()
+        self.facets = self._load_facets()
+        self.users: list[dict[str, Any]] = self._read_json(USERS_FILE) if self._has(USERS_FILE) else []
+        functions = {name: self._load_function(file) for name, file in self.manifest["functions"].items()}
         self._weights = jax.device_put(self._load_weights())
-        self._call = jax.jit(self._function.call)
+        self._calls = {name: jax.jit(function.call) for name, function in functions.items()}
 
     def encode(
         self, user_history: list[int | str], history_time: list[int] | None = None, time: int | None = None
@@ -72,22 +93,60 @@ class Bundle:
                 expected=f"the seconds since 1970 of each event: {self.name} reads them",
             )
         return features.encode_history(
-            user_history, self.vocab, self.history_length, history_time=history_time, time=time
+            user_history,
+            self.vocab,
+            self.history_length,
+            spelling=self.spelling,
+            history_time=history_time,
+            time=time,
         )
 
-    def recommend(
-        self, history_ids: np.ndarray, seen_ids: np.ndarray, *times: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 [b, max_k] and rows int32 [b, max_k], best first, for int32 [b, l] and [b, n] (0 is padding).
+    def encode_query(self, query: str) -> features.Encoded:
+        """The feature code of this bundle for one query.
 
-        `times` int32, as `times` of the manifest says: none, those of the events [b, l], also the question's [b]. Row
-        0 with score -inf stands where no item is left. Every new (b, n) compiles once.
+        Raises `RequestError` when the model knows no text, or finds nothing in the query.
         """
-        scores, rows = self._call(self._weights, history_ids, seen_ids, *times)
+        if self.texts is None:
+            raise RequestError(
+                f"{self.name} does not search", where="model", expected="a model that was trained with a search task"
+            )
+        encoded = features.encode_query(query, self.texts)
+        if not encoded.is_known:
+            raise RequestError("the query is empty", where="query", expected="text with at least one character")
+        return encoded
+
+    def allowed(self, wanted: Filter) -> np.ndarray | None:
+        """bool [rows]: the items that a filter leaves; None where it asks nothing.
+
+        Raises `RequestError` for a facet or value that the catalogue does not have.
+        """
+        return self.facets.allowed(wanted)
+
+    def recommend(
+        self, history_ids: np.ndarray, seen_ids: np.ndarray, *times: np.ndarray, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores float32 [b, max_k] and rows int32 [b, max_k], best first.
+
+        For prompts int32 [b, prompt_length] as `encode` makes them and seen item rows [b, n] (0 is padding). `times`
+        int32, as `times` of the manifest says: none, those of the events [b, l], also the question's [b]. `allowed`
+        bool [b, rows] are the items that may come out. Row 0 with score -inf stands where no item is left. Every new
+        (b, n) compiles once, with and without `allowed`.
+        """
+        if allowed is None:
+            scores, rows = self._calls[FUNCTION](self._weights, history_ids, seen_ids, *times)
+        else:
+            scores, rows = self._calls[FILTERED](self._weights, history_ids, seen_ids, *times, allowed)
         return np.asarray(scores), np.asarray(rows)
 
     def _check_features(self) -> None:
-        schema = schema_of(self.manifest["history_length"], self.manifest["max_k"], self.manifest.get("times", "none"))
+        told = self.manifest
+        schema = schema_of(
+            told.get("prompt_length", told["history_length"]),
+            told["max_k"],
+            told.get("times", "none"),
+            tokens="prompt_length" in told,
+            filtered=FILTERED in told["functions"],
+        )
         found = self.manifest["schema"]
         if found != schema or self.manifest["schema_hash"] != hash_of(schema):
             raise BundleError(
@@ -111,19 +170,66 @@ class Bundle:
             )
         return vocab
 
-    def _load_titles(self) -> list[str | None]:
-        titles = json.loads((self.path / TITLES_FILE).read_text(encoding="utf-8"))
-        if len(titles) != self.vocab.num_rows:
+    def _has(self, file: str) -> bool:
+        return file in self.manifest["files"]
+
+    def _read_json(self, file: str) -> Any:
+        return json.loads((self.path / file).read_text(encoding="utf-8"))
+
+    def _by_row(self, what: str, values: Any) -> list[str | None]:
+        if len(values) != self.vocab.num_rows:
             raise BundleError(
-                f"there are {len(titles)} titles",
-                where=str(self.path / TITLES_FILE),
+                f"there are {len(values)} {what}",
+                where=str(self.path),
                 expected=f"{self.vocab.num_rows}, one for each row of the vocabulary",
                 mend=REMAKE,
             )
-        return titles
+        return values
 
-    def _load_function(self) -> jax.export.Exported:
-        file = self.path / FUNCTION_FILE
+    def _load_spelling(self) -> np.ndarray | None:
+        if "spelling" not in self.manifest:
+            return None
+        file = self.path / SPELLING_FILE
+        try:
+            spelling = np.load(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"cannot read the spelling: {error}", where=str(file), mend=REMAKE) from error
+        if spelling_hash(spelling) != self.manifest["spelling"]["hash"]:
+            raise BundleError(
+                f"the spelling has hash {spelling_hash(spelling)}",
+                where=str(file),
+                expected=f"{self.manifest['spelling']['hash']}, the spelling of the weights",
+                mend=REMAKE,
+            )
+        return spelling
+
+    def _load_texts(self) -> features.Texts | None:
+        told = self.manifest.get("text")
+        if told is None:
+            return None
+        file = self.path / TEXT_FILE
+        try:
+            vocab = load_text(file, told["size"])
+            vocab.encode("")  # which reads the model
+        except (OSError, DataError) as error:
+            raise BundleError(f"cannot read the text vocabulary: {error}", where=str(file), mend=REMAKE) from error
+        if vocab.hash != told["hash"]:
+            raise BundleError(
+                f"the text vocabulary has hash {vocab.hash}",
+                where=str(file),
+                expected=f"{told['hash']}, that of the weights",
+                mend=REMAKE,
+            )
+        return features.Texts(vocab=vocab, start=told["start"], length=told["length"], prompt=told["prompt"])
+
+    def _load_facets(self) -> Facets:
+        if not self._has(FACETS_FILE):
+            return Facets({})
+        found = self._read_json(FACETS_FILE)
+        return Facets({name: self._by_row(f"values of {name}", values) for name, values in found.items()})
+
+    def _load_function(self, name: str) -> jax.export.Exported:
+        file = self.path / name
         try:
             function = jax.export.deserialize(bytearray(file.read_bytes()))
             function.mlir_module()  # a newer jax writes operations that an older one knows nothing of
@@ -162,20 +268,33 @@ def shapes_of(weights: dict[str, Any]) -> dict[str, str]:
     return {name: f"{array.dtype} {list(array.shape)}" for name, array in weights.items()}
 
 
-def schema_of(history_length: int, max_k: int, times: str) -> dict[str, Any]:
-    """What the exported function takes and gives and which feature code makes it; the manifest carries its hash."""
+def spelling_hash(spelling: np.ndarray) -> str:
+    """16 hexadecimal digits of what items are spelled with."""
+    digest = hashlib.sha256(repr(spelling.shape).encode())
+    digest.update(np.ascontiguousarray(spelling, "<i4").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def schema_of(
+    prompt_length: int, max_k: int, times: str, *, tokens: bool = False, filtered: bool = False
+) -> dict[str, Any]:
+    """What the exported functions take and give and which feature code makes it; the manifest carries its hash.
+
+    `tokens` says that prompts are spelled, `filtered` that there is a function that is told which items are allowed.
+    """
     more = {
         "none": {},
-        "history": {"history_time": f"int32 [b, {history_length}]"},
-        "target": {"history_time": f"int32 [b, {history_length}]", "query_time": "int32 [b]"},
+        "history": {"history_time": f"int32 [b, {prompt_length}]"},
+        "target": {"history_time": f"int32 [b, {prompt_length}]", "query_time": "int32 [b]"},
     }[times]
     return {
-        "features": {"name": features.NAME, "version": features.VERSION},
+        "features": {"name": features.TOKENS if tokens else features.NAME, "version": features.VERSION},
         "arguments": {
             "weights": "safetensors by name",
-            "history_ids": f"int32 [b, {history_length}]",
+            "history_ids": f"int32 [b, {prompt_length}]",
             "seen_ids": "int32 [b, n]",
             **more,
         },
+        **({"filtered": {"allowed": "bool [b, rows of the vocabulary]"}} if filtered else {}),
         "results": {"scores": f"float32 [b, {max_k}]", "rows": f"int32 [b, {max_k}]"},
     }
