@@ -8,6 +8,7 @@ way round. `pieces` says for every parameter which foreign arrays it is made of;
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
@@ -67,7 +68,12 @@ class Sizes:
 
     def signature(self) -> saved.Signature:
         """dtype and shape of every parameter by path."""
-        return saved.signature(jax.eval_shape(self.model().init, jax.random.key(0)))
+        return dict(_signature(self))
+
+
+@functools.lru_cache(maxsize=8)
+def _signature(sizes: Sizes) -> saved.Signature:
+    return saved.signature(jax.eval_shape(sizes.model().init, jax.random.key(0)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -139,7 +139,7 @@ def test_later_tokens_and_other_prompts_change_nothing() -> None:
     assert np.abs(got[0, :3] - want[0, :3]).max() > 1e-3 and np.abs(got[1:, 3] - want[1:, 3]).max() > 1e-3
 
 
-@pytest.mark.parametrize("preset", ["fsdp", "fsdp_model"])
+@pytest.mark.parametrize("preset", [pytest.param("fsdp", marks=pytest.mark.heavy), "fsdp_model"])
 def test_sharded_equals_one_device(preset: str) -> None:
     """Loss and gradients, the start token's row included."""
     b, model = batch(), model_of()

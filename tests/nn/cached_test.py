@@ -95,14 +95,17 @@ def expected(model: Functional, params: dict, batch, answers: np.ndarray) -> tup
 ANSWERS = np.random.default_rng(1).integers(2, V, (B, M, STEPS)).astype(np.int32)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+HEAVY = ("none, post", "one block", "library", "gated residual")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.heavy if n in HEAVY else ()) for n in CONFIGS])
 def test_one_token_at_a_time_equals_the_whole_row(name: str) -> None:
     model, params = model_of(name)
     got, want = cached(model, params, prompts(), ANSWERS), expected(model, params, prompts(), ANSWERS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
 
 
-@pytest.mark.parametrize("name", ["rotary, grouped heads, rms", "t5"])
+@pytest.mark.parametrize("name", ["t5", pytest.param("rotary, grouped heads, rms", marks=pytest.mark.heavy)])
 def test_an_example_before_the_prompt_in_its_row_is_not_seen(name: str) -> None:
     model, params = model_of(name, normalize=True, scale_embedding=True)
     batch = prompts(before=5)
@@ -110,7 +113,7 @@ def test_an_example_before_the_prompt_in_its_row_is_not_seen(name: str) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
 
 
-@pytest.mark.parametrize("name", ["learned", "t5"])
+@pytest.mark.parametrize("name", ["learned", pytest.param("t5", marks=pytest.mark.heavy)])
 def test_a_prompt_read_from_both_sides(name: str) -> None:
     """With a prefix the prompt's own tokens see each other, and the answer stays causal."""
     model, params = model_of(name)
