@@ -21,8 +21,8 @@ class CodesEvaluation:
     """Codes of all items, `batch_size` at a time.
 
     `unexplained` is the share of the variance of content that the reconstruction misses, which says nothing where
-    levels are normalised; `used` and `perplexity` are
-    shares of the codes of a level, averaged over levels; `distinct`, `alone` and `largest` as in `codes.report`.
+    levels are normalised; `used` and `perplexity` are shares of the codes of a level, averaged over levels;
+    `distinct`, `alone` and `largest` are those of `codes.report`.
     """
 
     batch_size: int = 4096
