@@ -99,7 +99,8 @@ class _Pairs(SmallWorld):
     """Items 2i and 2i + 1 are pair i. `anchors` of the pairs show in both tasks that pairs belong together; the others
     are held out, half of them for valid: what the other task says of `rho` of them is true, of the rest false.
 
-    A history is two items, so nothing in it is noise to be learned by heart but where the text of a world says so.
+    Histories are of two items. Random ones between them would be learned by heart, which hid the effect (an earlier
+    version of these worlds).
     """
 
     rho: float = 0.5
