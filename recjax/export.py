@@ -314,7 +314,7 @@ def _compare(folder: Path, recommend: Recommend, params: Params) -> None:
     last = FIRST_ITEM + loaded.vocab.num_items
     history = rng.integers(FIRST_ITEM, last, (3, loaded.history_length), dtype=np.int32)
     seen = np.unique(history[1:])[None, :8].repeat(3, axis=0)
-    ids = [loaded.vocab.decode(items) for items in (history[0, :1], *history[1:])]
+    ids: list[Any] = [loaded.vocab.decode(items) for items in (history[0, :1], *history[1:])]
     times = [[0] * len(items) for items in ids] if loaded.times != "none" else [None] * len(ids)
     users = [loaded.encode(items, when, 0) for items, when in zip(ids, times, strict=True)]
     prompt = pad([user.history_ids for user in users], count=3, width=loaded.prompt_length)

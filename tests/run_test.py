@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from recjax import cli, run
+from recjax.core.flags import Flags
 from recjax.serve.bundle import Bundle
 
 
@@ -71,7 +72,7 @@ def test_a_stage_is_given_the_data_it_takes(tmp_path: Path) -> None:
     first, second = tmp_path / "1_first.gin", tmp_path / "2_second.gin"
     first.write_text("SOURCE_DIR = ''\nDATA_DIR = %SOURCE_DIR\n")
     second.write_text("DATA_DIR = ''\n")
-    given = ["SOURCE_DIR='/a'", "DATA_DIR='/b'", "TRAIN_STEPS=3"]
+    given = Flags(bindings=("SOURCE_DIR='/a'", "DATA_DIR='/b'", "TRAIN_STEPS=3"))
     assert run._bindings_for(first, [first, second], given) == ["SOURCE_DIR='/a'", "TRAIN_STEPS=3"]
     assert run._bindings_for(second, [first, second], given) == ["DATA_DIR='/b'", "TRAIN_STEPS=3"]
-    assert run._bindings_for(second, [second], given) == given
+    assert run._bindings_for(second, [second], given) == list(given.bindings)

@@ -2,15 +2,19 @@
 
     POST /v1/recommend  {"user_history": [ids, oldest first], "k": 10, "exclude_seen": true, "model": name}
                         and for models that read times "history_time": [seconds since 1970], "time": now by default
-    GET  /v1/models     what is served
+    POST /v1/search     {"query": text, "k": 10, "model": name}
+                        both take "filter": {facet: value or [values]}
+    GET  /v1/models     what is served: names, sizes, facets
+    GET  /v1/users      sample users, where a bundle has some; ?model=name
+    GET  /              a page to try them on
     GET  /healthz       200 once every shape is compiled
     GET  /metrics       Prometheus text
 
 A bad request gets a 4xx and says why; 5xx is kept for the server's own trouble. An item id that the vocabulary does
 not have is read as an unknown event, as in training, and counted in the answer. A history without a single known
 item among the events the model reads (an empty one above all) has no defined answer and gets a 422: the caller, who
-knows what else is on the page, decides what a stranger sees. Fewer than `k` items come back only when the catalogue
-has no more.
+knows what else is on the page, decides what a stranger sees. Likewise a query in which the text model finds nothing.
+Fewer than `k` items come back only when the catalogue, or what the filter leaves of it, has no more.
 """
 
 from __future__ import annotations
@@ -35,9 +39,14 @@ from recjax.serve.batching import Answer, Batcher
 from recjax.serve.bundle import Bundle
 from recjax.serve.features import Encoded
 from recjax.serve.metrics import CONTENT_TYPE, Metrics
+from recjax.serve.page import HEADERS, PAGE
 
-RECOMMEND, MODELS, HEALTH, METRICS = PATHS = ("/v1/recommend", "/v1/models", "/healthz", "/metrics")
+RECOMMEND, SEARCH, MODELS, USERS = ("/v1/recommend", "/v1/search", "/v1/models", "/v1/users")
+HEALTH, METRICS, HOME = ("/healthz", "/metrics", "/")
+PATHS = (RECOMMEND, SEARCH, MODELS, USERS, HEALTH, METRICS, HOME)
 MAX_BODY = 1 << 20
+
+Asked = requests.Question | requests.SearchQuestion
 
 _log = logging.getLogger("recjax.serve")
 
@@ -50,7 +59,7 @@ def create_app(
     max_queue: int = 1024,
     max_body: int = MAX_BODY,
 ) -> FastAPI:
-    """The app that serves `bundles`; requests that name no model go to the first.
+    """The app that serves `bundles`; requests that name no model go to the first that was trained to answer them.
 
     `max_wait` (seconds) and `max_batch` bound how requests are put together, `max_queue` how many may wait before
     503, `max_body` (bytes) what is read before 413. Raises `BundleError` for no bundles or two of one name.
@@ -101,26 +110,50 @@ def create_app(
         metrics.request(path, response.status_code, time.perf_counter() - start)
         return response
 
-    body = {"required": True, "content": {"application/json": {"schema": requests.SCHEMA}}}
+    async def answer_of(
+        bundle: Bundle, question: Asked, encoded: Encoded, *, exclude_seen: bool = True
+    ) -> dict[str, Any]:
+        if not 1 <= question.k <= bundle.max_k:
+            raise RequestError(f"k is {question.k}", where="k", expected=f"1 to {bundle.max_k}")
+        allowed = bundle.allowed(question.filter)
+        answer = await batchers[bundle.name].submit(encoded, exclude_seen=exclude_seen, allowed=allowed)
+        return _describe(bundle, question.k, answer)
 
-    @app.post(RECOMMEND, openapi_extra={"requestBody": body})
+    @app.post(RECOMMEND, openapi_extra=_body(requests.SCHEMA))
     async def recommend(request: Request) -> JSONResponse:
         """The best items for a user history."""
         question = requests.parse(await _read(request, max_body))
-        bundle = _choose(named, question.model)
-        if not 1 <= question.k <= bundle.max_k:
-            raise RequestError(f"k is {question.k}", where="k", expected=f"1 to {bundle.max_k}")
+        bundle = _choose(named, question.model, lambda bundle: bundle.recommends)
+        if not bundle.recommends:
+            raise RequestError(f"{bundle.name} was trained on queries alone", where="model", mend=f"ask {SEARCH}")
         encoded = bundle.encode(question.user_history, question.history_time, question.time)
         metrics.history(bundle.name, len(question.user_history), encoded.unknown)
         if not encoded.is_known:
             raise _stranger(bundle, question, encoded)
-        answer = await batchers[bundle.name].submit(encoded, exclude_seen=question.exclude_seen)
-        return JSONResponse(_describe(bundle, question, encoded, answer))
+        answer = await answer_of(bundle, question, encoded, exclude_seen=question.exclude_seen)
+        return JSONResponse({**answer, "unknown_items": encoded.unknown})
+
+    @app.post(SEARCH, openapi_extra=_body(requests.SEARCH_SCHEMA))
+    async def search(request: Request) -> JSONResponse:
+        """The best items for a query."""
+        question = requests.parse_search(await _read(request, max_body))
+        bundle = _choose(named, question.model, lambda bundle: bundle.searches)
+        return JSONResponse(await answer_of(bundle, question, bundle.encode_query(question.query)))
 
     @app.get(MODELS)
     async def models() -> JSONResponse:
         """What is served."""
         return JSONResponse({"models": [_facts(bundle) for bundle in bundles]})
+
+    @app.get(USERS)
+    async def users(model: str = "") -> JSONResponse:
+        """Sample users to try a model on: their histories with titles, oldest first."""
+        bundle = _choose(named, model, lambda bundle: bool(bundle.users))
+        return JSONResponse({"model": bundle.name, "users": [_with_titles(bundle, user) for user in bundle.users]})
+
+    @app.get(HOME, include_in_schema=False)
+    async def home() -> Response:
+        return Response(PAGE, media_type="text/html; charset=utf-8", headers=HEADERS)
 
     @app.get(HEALTH)
     async def health() -> JSONResponse:
@@ -135,10 +168,15 @@ def create_app(
     return app
 
 
-def _choose(named: dict[str, Bundle], name: str) -> Bundle:
+def _body(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _choose(named: dict[str, Bundle], name: str, can: Callable[[Bundle], bool]) -> Bundle:
+    """The bundle of that name; without a name the first that `can` answer, or else the first."""
     if name and name not in named:
         raise RequestError("there is no such model", status=404, where="model", expected="one of: " + ", ".join(named))
-    return named[name] if name else next(iter(named.values()))
+    return named[name] if name else next(filter(can, named.values()), next(iter(named.values())))
 
 
 def _stranger(bundle: Bundle, question: requests.Question, encoded: Encoded) -> RequestError:
@@ -151,21 +189,33 @@ def _stranger(bundle: Bundle, question: requests.Question, encoded: Encoded) -> 
     )
 
 
-def _describe(bundle: Bundle, question: requests.Question, encoded: Encoded, answer: Answer) -> dict[str, Any]:
+def _describe(bundle: Bundle, k: int, answer: Answer) -> dict[str, Any]:
     there = np.isfinite(answer.scores)
-    rows, scores = answer.rows[there][: question.k], answer.scores[there][: question.k]
+    rows, scores = answer.rows[there][:k], answer.scores[there][:k]
     items = zip(bundle.vocab.decode(rows), rows.tolist(), scores.tolist(), strict=True)
     return {
         "items": [{"item_id": item, "title": bundle.titles[row], "score": score} for item, row, score in items],
         "model": bundle.name,
         "step": bundle.manifest["step"],
-        "unknown_items": encoded.unknown,
     }
 
 
 def _facts(bundle: Bundle) -> dict[str, Any]:
     fields = ("name", "recipe", "step", "max_k", "history_length", "num_items", "vocabulary_hash", "schema_hash")
-    return {**{f: bundle.manifest[f] for f in fields}, "created": bundle.manifest["created"]}
+    return {
+        **{f: bundle.manifest[f] for f in fields},
+        "recommends": bundle.recommends,
+        "searches": bundle.searches,
+        "facets": bundle.facets.shown(),
+        "sample_users": len(bundle.users),
+        "created": bundle.manifest["created"],
+    }
+
+
+def _with_titles(bundle: Bundle, user: dict[str, Any]) -> dict[str, Any]:
+    rows = bundle.vocab.encode(user["history"]).tolist()
+    history = [{"item_id": item, "title": bundle.titles[row]} for item, row in zip(user["history"], rows, strict=True)]
+    return {**user, "history": history}
 
 
 async def _read(request: Request, limit: int) -> bytes:

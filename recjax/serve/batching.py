@@ -1,8 +1,9 @@
 """Answering many requests with few calls of the model.
 
 Requests wait in a queue for at most `max_wait` seconds (none at all while the previous call was running that long)
-and go through the model together. Batches are filled up to powers of two and seen items to one of two widths, so
-that only a handful of shapes is ever compiled, all of them by `warm_up`. One thread runs the model; the event loop
+and go through the model together, histories and queries, with and without filters. Batches are filled up to powers of
+two and seen items to one of two widths, so that only a handful of shapes is ever compiled, all of them by `warm_up`;
+batches in which someone filters take one of two sizes. One thread runs the model; the event loop
 never waits for it. Rows do not influence one another, so an answer does not depend on its company.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +37,7 @@ class Answer(NamedTuple):
 class _Waiting(NamedTuple):
     encoded: Encoded
     exclude_seen: bool
+    allowed: np.ndarray | None
     since: float
     answer: asyncio.Future[Answer]
 
@@ -60,11 +63,14 @@ class Batcher:
 
     def warm_up(self) -> int:
         """Compile every shape that requests can have, so that none of them waits for it; returns how many."""
-        shapes = {self._shape(count, seen) for count in range(1, self._max_batch + 1) for seen in (SEEN, MAX_HISTORY)}
-        for count, width in sorted(shapes):
-            length = self._bundle.history_length
+        each = itertools.product(range(1, self._max_batch + 1), (SEEN, MAX_HISTORY), {False, self._bundle.filters})
+        shapes = {(*self._shape(count, seen, filtered), filtered) for count, seen, filtered in each}
+        for count, width, filtered in sorted(shapes):
+            length = self._bundle.prompt_length
             times = pad_times([], self._bundle.times, count=count, width=length)
-            self._bundle.recommend(pad([], count=count, width=length), pad([], count=count, width=width), *times)
+            some = {"allowed": np.ones((count, self._bundle.vocab.num_rows), bool)} if filtered else {}
+            history, seen = pad([], count=count, width=length), pad([], count=count, width=width)
+            self._bundle.recommend(history, seen, *times, **some)
         return len(shapes)
 
     async def start(self) -> None:
@@ -80,11 +86,14 @@ class Batcher:
                 await self._task
         self._thread.shutdown()
 
-    async def submit(self, encoded: Encoded, *, exclude_seen: bool) -> Answer:
-        """Wait for the answer to one request; raises `RequestError` 503 when the queue is full."""
+    async def submit(self, encoded: Encoded, *, exclude_seen: bool = True, allowed: np.ndarray | None = None) -> Answer:
+        """Wait for the answer to one request; `allowed` bool [rows] are the items that may come out, all when None.
+
+        Raises `RequestError` 503 when the queue is full.
+        """
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         try:
-            self._queue.put_nowait(_Waiting(encoded, exclude_seen, time.perf_counter(), answer))
+            self._queue.put_nowait(_Waiting(encoded, exclude_seen, allowed, time.perf_counter(), answer))
         except asyncio.QueueFull:
             raise RequestError("too many requests are waiting", status=503, mend="try again in a second") from None
         return await answer
@@ -126,22 +135,32 @@ class Batcher:
     def _run(self, batch: list[_Waiting]) -> list[Answer]:
         start = time.perf_counter()
         seen = [w.encoded.seen_ids if w.exclude_seen else w.encoded.seen_ids[:0] for w in batch]
-        count, width = self._shape(len(batch), max(len(ids) for ids in seen))
-        length = self._bundle.history_length
-        history = [w.encoded.history_ids for w in batch]
+        filtered = any(w.allowed is not None for w in batch)
+        count, width = self._shape(len(batch), max(len(ids) for ids in seen), filtered)
+        length = self._bundle.prompt_length
         scores, rows = self._bundle.recommend(
-            pad(history, count=count, width=length),
+            pad([w.encoded.history_ids for w in batch], count=count, width=length),
             pad(seen, count=count, width=width),
             *pad_times([w.encoded for w in batch], self._bundle.times, count=count, width=length),
+            **({"allowed": self._allowed(batch, count)} if filtered else {}),
         )
         self._on_batch(len(batch), time.perf_counter() - start)
         return [Answer(scores[i], rows[i]) for i in range(len(batch))]
 
-    def _shape(self, count: int, seen: int) -> tuple[int, int]:
+    def _allowed(self, batch: list[_Waiting], count: int) -> np.ndarray:
+        """bool [count, rows]: the items that may come out for each request."""
+        allowed = np.ones((count, self._bundle.vocab.num_rows), bool)
+        for i, waiting in enumerate(batch):
+            if waiting.allowed is not None:
+                allowed[i] = waiting.allowed
+        return allowed
+
+    def _shape(self, count: int, seen: int, filtered: bool) -> tuple[int, int]:
         """Batch rows and width of the seen items for `count` requests with at most `seen` each."""
+        few = 1 if count == 1 else self._max_batch
         if seen <= SEEN:
-            return power_of_two(count), SEEN
-        return 1 if count == 1 else self._max_batch, MAX_HISTORY
+            return few if filtered else power_of_two(count), SEEN
+        return few, MAX_HISTORY
 
 
 def power_of_two(count: int) -> int:

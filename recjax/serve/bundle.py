@@ -79,6 +79,16 @@ class Bundle:
         self._weights = jax.device_put(self._load_weights())
         self._calls = {name: jax.jit(function.call) for name, function in functions.items()}
 
+    @property
+    def searches(self) -> bool:
+        """Whether it answers queries."""
+        return self.texts is not None
+
+    @property
+    def filters(self) -> bool:
+        """Whether there is anything to filter by."""
+        return bool(self.facets.shown())
+
     def encode(
         self, user_history: list[int | str], history_time: list[int] | None = None, time: int | None = None
     ) -> features.Encoded:

@@ -16,7 +16,18 @@ from recjax.core.errors import RequestError
 MAX_HISTORY = 10_000  # events in one request
 DEFAULT_K = 10
 
-# Shown by /docs; `parse` is what counts.
+MAX_QUERY = 10_000  # characters
+
+# Shown by /docs; `parse` and `parse_search` are what counts.
+_SHARED: dict[str, Any] = {
+    "k": {"type": "integer", "minimum": 1, "default": DEFAULT_K, "description": "items wanted, at most max_k"},
+    "filter": {
+        "type": "object",
+        "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+        "description": "facet: a value, or several of which any will do; /v1/models lists the facets",
+    },
+    "model": {"type": "string", "description": "name of a served bundle; the first that answers this when left out"},
+}
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["user_history"],
@@ -35,44 +46,90 @@ SCHEMA: dict[str, Any] = {
             "description": "seconds since 1970 of each event of user_history, for models that read them",
         },
         "time": {"type": "integer", "description": "seconds since 1970 when the answer is wanted; now when left out"},
-        "k": {"type": "integer", "minimum": 1, "default": DEFAULT_K, "description": "items wanted, at most max_k"},
         "exclude_seen": {"type": "boolean", "default": True, "description": "leave out what is in user_history"},
-        "model": {"type": "string", "description": "name of a served bundle; the first one when left out"},
+        **_SHARED,
+    },
+}
+SEARCH_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["query"],
+    "additionalProperties": False,
+    "properties": {
+        "query": {"type": "string", "minLength": 1, "maxLength": MAX_QUERY, "description": "what is searched for"},
+        **_SHARED,
     },
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """A request of the right form; `k` is not yet compared with the bundle."""
+    """What to recommend to a history, in the right form; `k` and `filter` are not yet compared with the bundle."""
 
     user_history: list[int | str]
     history_time: list[int] | None = None
     time: int | None = None
-    k: int = DEFAULT_K
     exclude_seen: bool = True
+    k: int = DEFAULT_K
+    filter: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    model: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchQuestion:
+    """What to find for a query, likewise."""
+
+    query: str
+    k: int = DEFAULT_K
+    filter: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     model: str = ""
 
 
 def parse(body: bytes) -> Question:
     """The question in `body`; raises `RequestError` with status 400 (not JSON) or 422 (not the right form)."""
+    value = _object(body, SCHEMA, "a list of item ids, oldest first")
+    _check_history(value)
+    _check_times(value, len(value["user_history"]))
+    if not isinstance(value.get("exclude_seen", True), bool):
+        raise _wrong("exclude_seen", value["exclude_seen"], "true or false")
+    return Question(**_check_shared(value))
+
+
+def parse_search(body: bytes) -> SearchQuestion:
+    """The query in `body`, as `parse`."""
+    value = _object(body, SEARCH_SCHEMA, "text")
+    query = value["query"]
+    if not isinstance(query, str):
+        raise _wrong("query", query, "text")
+    if len(query) > MAX_QUERY:
+        raise RequestError(
+            f"the query has {len(query)} characters", where="query", expected=f"at most {MAX_QUERY} characters"
+        )
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        raise _wrong("query", query, "text that has a form in UTF-8") from None
+    return SearchQuestion(**_check_shared(value))
+
+
+def _object(body: bytes, schema: Mapping[str, Any], expected: str) -> dict[str, Any]:
+    """The fields in `body`, each of them known; `expected` is what the one that must be there holds."""
     try:
         value = json.loads(body, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON: {str(error) or type(error).__name__}", status=400) from error
     if not isinstance(value, dict):
         raise _wrong("the body", value, "a JSON object")
-    unknown = sorted(value.keys() - SCHEMA["properties"].keys())
+    unknown = sorted(value.keys() - schema["properties"].keys())
     if unknown:
-        fields = ", ".join(SCHEMA["properties"])
+        fields = ", ".join(schema["properties"])
         raise RequestError(f"unknown field {_short(unknown[0])}", where="body", expected=f"only {fields}")
-    if "user_history" not in value:
-        raise RequestError("user_history is missing", where="body", expected="a list of item ids, oldest first")
-    _check_fields(value)
-    return Question(**value)
+    for name in schema["required"]:
+        if name not in value:
+            raise RequestError(f"{name} is missing", where="body", expected=expected)
+    return value
 
 
-def _check_fields(value: Mapping[str, Any]) -> None:
+def _check_history(value: Mapping[str, Any]) -> None:
     history = value["user_history"]
     if not isinstance(history, list):
         raise _wrong("user_history", history, "a list of item ids, oldest first")
@@ -86,14 +143,23 @@ def _check_fields(value: Mapping[str, Any]) -> None:
     for i, item in enumerate(history):
         if isinstance(item, bool) or not isinstance(item, int | str):
             raise _wrong(f"user_history[{i}]", item, "an item id: text or a whole number")
-    _check_times(value, len(history))
+
+
+def _check_shared(value: dict[str, Any]) -> dict[str, Any]:
+    """The fields that all questions have, checked, and with lists for the values of a filter."""
     k = value.get("k", DEFAULT_K)
     if isinstance(k, bool) or not isinstance(k, int):
         raise _wrong("k", k, "a whole number")
-    if not isinstance(value.get("exclude_seen", True), bool):
-        raise _wrong("exclude_seen", value["exclude_seen"], "true or false")
     if not isinstance(value.get("model", ""), str):
         raise _wrong("model", value["model"], "the name of a served bundle")
+    wanted = value.get("filter", {})
+    if not isinstance(wanted, dict):
+        raise _wrong("filter", wanted, "an object: facet and value")
+    lists = {name: [one] if isinstance(one, str) else one for name, one in wanted.items()}
+    for name, values in lists.items():
+        if not isinstance(values, list) or not values or not all(isinstance(v, str) for v in values):
+            raise _wrong(f"filter.{_short(name)}", wanted[name], "a value, or a list of at least one; values are text")
+    return {**value, "filter": lists}
 
 
 def _check_times(value: Mapping[str, Any], events: int) -> None:

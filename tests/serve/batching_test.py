@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from recjax.core.errors import RequestError
-from recjax.data.vocab import FIRST_ITEM
+from recjax.data.vocab import FIRST_ITEM, ItemVocab
 from recjax.serve.batching import SEEN, Batcher, power_of_two
 from recjax.serve.bundle import Bundle
+from recjax.serve.facets import Facets
 from recjax.serve.features import Encoded
 from recjax.serve.request import MAX_HISTORY
 
@@ -17,21 +18,27 @@ from recjax.serve.request import MAX_HISTORY
 class Stub(Bundle):
     """In place of a loaded bundle: row i of the answer is the sum of history i and the number of its seen items.
 
-    The time of the question less that of the first event is added to the sum.
+    The time of the question less that of the first event is added to the sum, and so are ten thousand times the items
+    that a filter left out.
     """
 
-    name, history_length, max_k, times = "stub", 4, 2, "target"
+    name, history_length, prompt_length, max_k, times = "stub", 4, 4, 2, "target"
+    vocab = ItemVocab(("a", "b", "c"))
 
-    def __init__(self):
-        self.shapes, self.gate = [], threading.Event()
+    def __init__(self, facets=()):
+        self.shapes, self.gate, self.facets = [], threading.Event(), Facets(dict(facets))
         self.gate.set()
 
-    def recommend(self, history_ids, seen_ids, history_time, query_time):
+    def recommend(self, history_ids, seen_ids, history_time, query_time, *, allowed=None):
         self.gate.wait(10)
-        self.shapes.append((history_ids.shape, seen_ids.shape))
+        self.shapes.append((len(history_ids), seen_ids.shape[1], allowed is not None))
         if (history_ids == 666).any():
             raise FloatingPointError("broken")
-        scores = np.repeat((history_ids.sum(1) + query_time - history_time[:, 0])[:, None], 2, 1).astype(np.float32)
+        total = history_ids.sum(1) + query_time - history_time[:, 0]
+        if allowed is not None:
+            assert allowed.shape == (len(history_ids), self.vocab.num_rows)
+            total = total + 10_000 * (~allowed).sum(1)
+        scores = np.repeat(total[:, None], 2, 1).astype(np.float32)
         return scores, np.repeat((seen_ids > 0).sum(1, keepdims=True), 2, 1)
 
 
@@ -67,9 +74,33 @@ def test_everyone_gets_their_own_answer_and_shapes_are_few():
     for i, answer in enumerate(answers, 1000):
         assert answer.scores[0] == i + 1
         assert answer.rows[0] == (i % 400 + 1 if i % 2 == 0 else 0)
-    wide = {(1, MAX_HISTORY), (8, MAX_HISTORY)}
-    assert {seen for _, seen in stub.shapes} <= wide | {(b, SEEN) for b in (1, 2, 4, 8)}
+    assert set(stub.shapes) <= shapes(8, False)
     assert len(stub.shapes) < 300  # they did travel together
+
+
+def shapes(largest, filtered):
+    """Every shape that requests can have: rows, width of the seen items, whether someone filters."""
+    plain = {(1 << power, SEEN, False) for power in range(largest.bit_length())}
+    plain |= {(1, MAX_HISTORY, False), (largest, MAX_HISTORY, False)}
+    return plain | {(b, w, True) for b in (1, largest) for w in (SEEN, MAX_HISTORY) if filtered}
+
+
+def test_requests_with_and_without_filters_travel_together_and_keep_their_own():
+    stub = Stub({"colour": ["red"] + [None] * (Stub.vocab.num_rows - 1)})
+
+    async def ask(batcher):
+        async def one(i):
+            await asyncio.sleep((i * 7 % 5) / 1000)
+            allowed = None if i % 17 else np.arange(stub.vocab.num_rows) >= i % 4
+            return await batcher.submit(encoded([i, 1], range(1, i % 400 + 2)), allowed=allowed)
+
+        return await asyncio.gather(*(one(i) for i in range(1000, 1200)))
+
+    answers = run(stub, ask, max_batch=8)
+    for i, answer in enumerate(answers, 1000):
+        assert answer.scores[0] == i + 1 + (0 if i % 17 else 10_000 * (i % 4))
+    assert set(stub.shapes) <= shapes(8, True) and len(stub.shapes) < 200
+    assert {filtered for *_, filtered in stub.shapes} == {True, False}
 
 
 def test_a_lone_request_does_not_wait_for_company_longer_than_asked():
@@ -142,14 +173,11 @@ def test_stopping_answers_what_waits():
     assert [t.result().scores[0] for t in run(stub, ask, max_batch=2)] == [0, 1, 2, 3, 4]
 
 
-def test_warm_up_compiles_every_shape_there_can_be():
-    stub = Stub()
+@pytest.mark.parametrize("filtered", [False, True])
+def test_warm_up_compiles_every_shape_there_can_be(filtered):
+    stub = Stub({"colour": ["red"] * Stub.vocab.num_rows} if filtered else {})
     assert Batcher(stub, max_batch=5).warm_up() == len(stub.shapes) == len(set(stub.shapes))
-    assert {seen for _, seen in stub.shapes} == {
-        *((b, SEEN) for b in (1, 2, 4, 8)),
-        (1, MAX_HISTORY),
-        (8, MAX_HISTORY),
-    }
+    assert set(stub.shapes) == shapes(8, filtered)
 
 
 def test_rows_of_a_real_batch_do_not_touch_each_other(exported):

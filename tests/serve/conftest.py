@@ -1,6 +1,7 @@
-"""A bundle of a small model of the contract (`hidden`, `table`), exported once for all tests of this folder."""
+"""Bundles exported once for all tests of this folder: a small model of `hidden` and `table`, and one of tokens."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,9 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax.core.module import Functional, Module, param
-from recjax.data.vocab import FIRST_ITEM, ItemVocab
+from recjax.core.module import Functional, Module, param, with_facts
+from recjax.data.spelling import Prompts
+from recjax.data.text import TextConfig
+from recjax.data.tokens import Tokens
+from recjax.data.vocab import FIRST_ITEM, OOV, ItemVocab
 from recjax.export import export_bundle
+from recjax.models.sequence import Sequence
+from recjax.nn.config import TransformerConfig
+from recjax.recommend import make_recommend
+from recjax.retrieve import spelled
 
 LENGTH, WIDTH, MAX_K, ITEMS = 6, 8, 20, 150
 
@@ -75,3 +83,58 @@ def exported(tmp_path_factory):
         step=12,
     )
     return Exported(path, model, params, vocab)
+
+
+COLOURS, THINGS = ("red", "blue", "green", "grey"), ("chair", "table", "lamp", "shelf", "clock")
+PROMPT_LENGTH = 12
+
+
+@dataclasses.dataclass
+class Searcher:
+    """A bundle of a small model that names items in three tokens and answers queries as well."""
+
+    path: Any
+    vocab: ItemVocab
+    titles: list[str | None]
+    domains: list[str | None]
+    answer: Any  # (history_ids, seen_ids, allowed) -> scores and rows of the model itself
+
+
+@pytest.fixture(scope="session")
+def searcher(tmp_path_factory):
+    vocab = ItemVocab(tuple(f"item{i}" for i in range(60)))
+    spelling = np.zeros((vocab.num_rows, 3), np.int32)
+    spelling[OOV] = OOV
+    codes = np.stack(np.unravel_index(np.random.default_rng(0).permutation(120)[:60], (4, 6, 5)), axis=1)
+    spelling[FIRST_ITEM : FIRST_ITEM + 60] = codes + FIRST_ITEM + np.array([0, 4, 10])
+    titles: list[str | None] = [None] * vocab.num_rows
+    titles[FIRST_ITEM : FIRST_ITEM + 60] = [f"{COLOURS[i % 4]} {THINGS[i % 5]} <{i}>" for i in range(60)]
+    domains = [None if title is None else title.split()[0] for title in titles]
+    text = TextConfig(size=60).make([title for title in titles if title])
+    tokens = Tokens(spelling, (4, 6, 5), text.size)
+    encoder = TransformerConfig(num_layers=1, width=16, num_heads=2)
+    make = partial(Sequence, num_rows=tokens.num_rows, encoder=encoder, max_length=PROMPT_LENGTH + 3)
+    model, rng = Functional(lambda rngs: make(rngs=rngs)), np.random.default_rng(1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(lambda s: 0.7 * rng.normal(size=s.shape).astype(s.dtype), shapes)
+    catalogue, facts = spelled(tokens, beams=MAX_K)
+    params = with_facts(params, facts)
+    path = export_bundle(
+        model,
+        params,
+        vocab=vocab,
+        titles=titles,
+        out=tmp_path_factory.mktemp("bundles") / "searcher",
+        history_length=PROMPT_LENGTH // 3,
+        prompts=Prompts(tokens, PROMPT_LENGTH),
+        catalogue=catalogue,
+        text=text,
+        text_prompt="find ",
+        facets={"domain": domains},
+        users=[{"history": ["item3", "item8"]}, {"history": [f"item{i}" for i in range(30)]}],
+        max_k=MAX_K,
+        name="searcher",
+        platforms=("cpu",),
+    )
+    answer = jax.jit(make_recommend(model, num_items=60, k=MAX_K, catalogue=catalogue))
+    return Searcher(path, vocab, titles, domains, lambda h, s, a: answer(params, h, s, allowed=a))
