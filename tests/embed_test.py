@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+import tokenizers
 from safetensors.numpy import save_file
 
 from recjax import embed
@@ -52,7 +53,6 @@ def encoder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tokenizer(encoder: Path) -> Path:
-    tokenizers = pytest.importorskip("tokenizers")
     made = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     made.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
