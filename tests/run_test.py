@@ -25,7 +25,8 @@ def test_a_run_leaves_report_plots_metrics_and_bundle(finished: Path) -> None:
     assert {"report.md", "metrics.json", "training.png", "systems.png", "buckets.png", "bundle"} <= names
     report = (finished / "report.md").read_text()
     assert "Simulated data" in report and "item_graph" in report and "recjax run" in report
-    assert Bundle(finished / "bundle").manifest["step"] == 2
+    bundle = Bundle(finished / "bundle")
+    assert bundle.manifest["step"] == 2 and len(bundle.users) == 20
 
 
 def test_values_are_means_over_seeds(finished: Path) -> None:

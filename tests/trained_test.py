@@ -50,6 +50,7 @@ def run(tiny_gin, examples, tmp_path_factory):
 def bundle(run, examples):
     out = run.parent / "bundle"
     words = [f"--workdir={run}", f"--cache={examples.path.parent}", f"--out={out}", "--max_k=30", "--name=world"]
+    words.append("--sample_users=3")
     assert cli.run(export.main, words) == 0
     return Bundle(out)
 
@@ -62,6 +63,13 @@ def test_the_bundle_is_the_checkpoint(run, bundle):
     assert record["vocabulary"] == manifest["vocabulary_hash"]
     saved = {p.removeprefix("params/"): v for p, v in record["signature"].items() if p.startswith("params/")}
     assert {name: f"{dtype} {shape}" for name, (dtype, shape) in saved.items()} == manifest["weights"]
+
+
+def test_the_bundle_shows_as_many_users_as_asked_for(examples, bundle):
+    assert len(bundle.users) == 3 and bundle.recommends and not bundle.searches
+    source = examples.source("test")
+    held = [bundle.vocab.decode(source[i]["items"]) for i in range(len(source))]
+    assert all(user["history"] in [items[-200:] for items in held] for user in bundle.users)
 
 
 def test_the_bundle_answers_as_infer_did(run, examples, bundle):

@@ -10,13 +10,16 @@ import jax
 import jax.export
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 from recjax.core import folder
 from recjax.core.errors import BundleError
 from recjax.core.folder import hash_of
+from recjax.data.text import TextConfig
 from recjax.data.vocab import FIRST_ITEM, ItemVocab
 from recjax.serve import bundle as layout
 from recjax.serve import features
+from recjax.serve.app import create_app
 from recjax.serve.bundle import Bundle
 
 
@@ -51,7 +54,7 @@ def test_when_nearly_everything_is_seen_the_rest_comes_and_then_nothing(exported
 
 TRAINING_CODE = ("flax", "optax", "orbax", "gin", "grain", "polars", "tensorflow", "seqio", "jaxtyping")
 OURS = ("recjax.models", "recjax.nn", "recjax.tasks", "recjax.losses", "recjax.train", "recjax.core.module")
-ALONE = f"""
+REFUSE = f"""
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -59,6 +62,8 @@ class Refuse:
             if name == banned or name.startswith(banned + "."):
                 raise ImportError("serving must not import " + name)
 sys.meta_path.insert(0, Refuse())
+"""
+ALONE = f"""{REFUSE}
 import json
 import numpy as np
 from recjax.serve.bundle import Bundle
@@ -90,11 +95,19 @@ def copy(exported, tmp_path):
     return shutil.copytree(exported.path, tmp_path / "copy")
 
 
-FILES = (layout.FUNCTION_FILE, layout.WEIGHTS_FILE, layout.VOCABULARY_FILE, layout.TITLES_FILE)
+FILES = (layout.FUNCTION_FILE, layout.FILTERED_FILE, layout.WEIGHTS_FILE, layout.VOCABULARY_FILE, layout.TITLES_FILE)
+MORE = (layout.SPELLING_FILE, layout.TEXT_FILE, layout.FACETS_FILE, layout.USERS_FILE)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_missing_cut_or_altered_file_is_refused(copy, name):
+@pytest.fixture
+def searching(searcher, tmp_path):
+    """A copy of the bundle of a model of tokens."""
+    return shutil.copytree(searcher.path, tmp_path / "searching")
+
+
+@pytest.mark.parametrize("name", (*FILES, *MORE))
+def test_a_missing_cut_or_altered_file_is_refused(copy, searching, name):
+    copy = searching if name in MORE else copy
     data = (copy / name).read_bytes()
     for damaged, message in ((data[:-1], "bytes"), (data[:-1] + bytes([data[-1] ^ 1]), "altered"), (None, "missing")):
         if damaged is None:
@@ -157,6 +170,71 @@ def test_foreign_bytes_with_right_checksums_are_refused(copy):
         with pytest.raises(BundleError, match=message):
             Bundle(copy)
         (copy / name).write_bytes(before)
+
+
+def test_a_bundle_of_before_there_was_search_is_served(exported, bundle, copy):
+    """It has one function, and a manifest that says nothing of prompts, filters and what the model was trained for."""
+    (copy / layout.FILTERED_FILE).unlink()
+    manifest = json.loads((copy / "manifest.json").read_text())
+    schema = {name: part for name, part in manifest["schema"].items() if name != "filtered"}
+    assert set(schema) == {"features", "arguments", "results"}
+    for field in ("files", "recjax_version", "created", "manifest_hash", "recommends"):
+        del manifest[field]
+    told = {"functions": {"recommend": layout.FUNCTION_FILE}, "schema": schema, "schema_hash": hash_of(schema)}
+    folder.write_manifest(copy, {**manifest, **told})
+    old = Bundle(copy)
+    user = old.encode([1000, 1007])
+    padded = (features.pad([user.history_ids], count=1, width=old.prompt_length), user.seen_ids[None])
+    for mine, new in zip(old.recommend(*padded), bundle.recommend(*padded), strict=True):
+        np.testing.assert_array_equal(mine, new)
+    assert old.recommends and not old.searches and not old.filters
+    with TestClient(create_app([old], max_batch=1)) as client:
+        assert client.post("/v1/recommend", json={"user_history": [1000]}).status_code == 200
+        assert client.post("/v1/search", json={"query": "lamp"}).status_code == 422
+
+
+def test_parts_of_another_model_of_tokens_are_refused(searching):
+    spelling = np.load(searching / layout.SPELLING_FILE)
+    np.save(searching / layout.SPELLING_FILE, spelling[::-1])
+    remake(searching)
+    with pytest.raises(BundleError, match="the spelling of the weights"):
+        Bundle(searching)
+    (searching / layout.SPELLING_FILE).write_bytes(b"no array")
+    remake(searching)
+    with pytest.raises(BundleError, match="cannot read the spelling"):
+        Bundle(searching)
+    np.save(searching / layout.SPELLING_FILE, spelling)
+    other = TextConfig(size=40).make(["nothing like a lamp or chair"]).model
+    for model, message in ((other, "that of the weights"), (b"no model", "cannot read the text vocabulary")):
+        (searching / layout.TEXT_FILE).write_bytes(model)
+        remake(searching)
+        with pytest.raises(BundleError, match=message):
+            Bundle(searching)
+
+
+ALONE_WITH_TEXT = f"""{REFUSE}
+import json
+from recjax.serve.bundle import Bundle
+from recjax.serve.features import pad
+Bundle(sys.argv[1])
+assert "sentencepiece" not in sys.modules
+bundle = Bundle(sys.argv[2])
+query = bundle.encode_query("green lamp")
+seen = pad([], count=1, width=1)
+scores, rows = bundle.recommend(pad([query.history_ids], count=1, width=bundle.prompt_length), seen)
+print(json.dumps(rows.tolist()))
+"""
+
+
+def test_text_is_read_without_the_training_code_and_only_where_there_is_some(exported, searcher):
+    command = [sys.executable, "-c", ALONE_WITH_TEXT, str(exported.path), str(searcher.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    bundle = Bundle(searcher.path)
+    history = features.pad([bundle.encode_query("green lamp").history_ids], count=1, width=bundle.prompt_length)
+    allowed = np.ones((1, searcher.vocab.num_rows), bool)
+    expected = searcher.answer(history, np.zeros((1, 64), np.int32), allowed)
+    np.testing.assert_array_equal(json.loads(done.stdout), expected.rows)
 
 
 def test_a_program_of_a_newer_jax_is_refused_when_loaded_not_when_called(copy):
