@@ -64,7 +64,7 @@ OUTSIDE = {
     "tensorflow": ("tasks/seqio_bridge.py", "data/tfds_import.py"),
     "tensorflow_datasets": ("data/tfds_import.py",),
     "seqio": ("tasks/seqio_bridge.py",),
-    "sentencepiece": ("data/text.py",),
+    "sentencepiece": ("data/text.py", "data/piece_words.py"),
     "bm25s": ("index/bm25.py",),
     "faiss": ("index/approximate.py",),
     "fastapi": ("serve/",),

@@ -114,6 +114,9 @@ class Artifact(Mapping[str, np.ndarray]):
     path: Path
     manifest: Manifest
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.manifest["arrays"]
+
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self.manifest["arrays"].get(name)
         if entry is None:
