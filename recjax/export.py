@@ -30,7 +30,7 @@ from recjax.data.examples import Examples
 from recjax.data.spelling import Prompts
 from recjax.data.text import TextVocab
 from recjax.data.vocab import FIRST_ITEM, ItemVocab
-from recjax.models.content import fold
+from recjax.models.folded import fold
 from recjax.recommend import TIMES, Recommend, make_recommend
 from recjax.retrieve import Catalogue, Rows
 from recjax.serve import bundle as layout

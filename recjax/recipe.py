@@ -209,9 +209,12 @@ class Assembly:
 
     @property
     def vocabulary_hash(self) -> str:
-        """The hash of the vocabulary that the parameters are tied to; "" when none of them has a row for each item."""
+        """The hash of the vocabulary that the parameters are tied to; "" when none of them has a row for each item.
+
+        A row for a piece of items counts as one.
+        """
         axes = jax.tree.leaves(self.model.axes, is_leaf=lambda x: isinstance(x, tuple))
-        if not any("items" in names for names in axes):
+        if not any("items" in names or "pieces" in names for names in axes):
             return ""
         return f"{self.vocab.hash}.{self.tokens.hash}" if self.tokens else self.vocab.hash
 
@@ -298,10 +301,12 @@ class Assembly:
         valid, num_items = self.vocab.valid, self.vocab.num_items
         if self.tokens is not None:
             count, valid, num_items = self.tokens.counts(count), self.tokens.valid, sum(self.tokens.sizes)
+        trained = valid & (count > 0)
         sharding = self.mesh.sharding(("items",))
         const: dict[str, jax.Array] = {
             "item_count": jax.make_array_from_callback(count.shape, sharding, lambda i: count[i]),
             "item_valid": jax.make_array_from_callback(valid.shape, sharding, lambda i: valid[i]),
+            "item_trained": jax.make_array_from_callback(valid.shape, sharding, lambda i: trained[i]),
             "num_items": jax.device_put(np.int32(num_items), self.mesh.sharding()),
             **self.facts,
         }

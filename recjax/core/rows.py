@@ -124,6 +124,33 @@ class Split:
         return jnp.where(inside, row, outside), inside
 
 
+def sum_rows(table: Float[Array, "r d"], index: Int[Array, "v p"]) -> Float[Array, "v d"]:
+    """For each row of `index` the sum of the rows of `table` that it names; -1 names none.
+
+    Both are split over the mesh axes of `items`, and so is the result. The parts of the table stay where they are.
+    """
+    mesh = active()
+    if mesh is None or not mesh.axes_of("items"):
+        return _sum_local(table, index, index >= 0)
+    split = Split(mesh, False)
+
+    def local(table: jax.Array, index: jax.Array) -> jax.Array:
+        index = jax.lax.all_gather(index, split.items, axis=0, tiled=True)
+        total = _sum_local(table, *split.local_rows(index, table.shape[0]))
+        return jax.lax.psum_scatter(total, split.items, scatter_dimension=0, tiled=True)
+
+    return split.island(local, (split.table, split.table), split.table)(table, index)
+
+
+def _sum_local(table: jax.Array, row: jax.Array, inside: jax.Array) -> jax.Array:
+    """One column of `row` [v, p] after the other, so that no array is p times as large as the result."""
+    total = jnp.zeros((row.shape[0], table.shape[1]), table.dtype)
+    for column in range(row.shape[1]):
+        taken = jnp.take(table, jnp.maximum(row[:, column], 0), axis=0, mode="clip")
+        total = total + jnp.where(inside[:, column, None], taken, 0)
+    return total
+
+
 def take_unique_rows(table: Shaped[Array, "v *d"], rows: Int[Array, " n"]) -> Shaped[Array, "n *d"]:
     """`table[rows]`, itself split over the devices by rows; `rows` is the same on all of them, and those past the end
     of the table come as the last one or as zero."""

@@ -7,7 +7,7 @@ catalogue softmax, catalogue top-k), which ask `Mesh.axes_of`.
 Axis letters used in shapes everywhere: b batch row, l position in a row, t text token, d width, h heads, k head
 width, f MLP width, v catalogue rows, n negatives, m tasks or domains, s fields, r rank.
 
-Logical names: batch, length, items, embed, mlp, heads, head_dim, layers, and None for a dimension never split.
+Logical names: batch, length, items, pieces, embed, mlp, heads, head_dim, layers, and None for a dimension never split.
 Mesh axes: `replica` (slices), `data`, `model`.
 """
 
@@ -35,10 +35,11 @@ Rules = dict[str, tuple[str, ...]]
 # step gathers a table. Under "fsdp" the rows lie over the data axis, which holds the batch as well.
 PRESETS: dict[str, Rules] = {
     "data": {"batch": BATCH_AXES},
-    "fsdp": {"batch": BATCH_AXES, "items": ("data",), "embed": ("data",)},
+    "fsdp": {"batch": BATCH_AXES, "items": ("data",), "pieces": ("data",), "embed": ("data",)},
     "fsdp_model": {
         "batch": BATCH_AXES,
         "items": ("data", "model"),
+        "pieces": ("data", "model"),
         "embed": ("data",),
         "mlp": ("model",),
         "heads": ("model",),

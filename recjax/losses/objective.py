@@ -7,7 +7,8 @@ devices and hosts add up to the same loss whatever way the examples were cut.
 
 `const` holds device-resident facts about the prepared data, the same in every step:
 `item_count` float32 [v]: how often each catalogue row occurs in the training split (0 for padding and unknown).
-`item_valid` bool [v]: which rows are items; `num_items` int32 []: how many.
+`item_valid` bool [v]: which rows are items; `num_items` int32 []: how many. `item_trained` bool [v]: which of them
+occur in the training split at all; the others may not exist yet when the training examples are made.
 `drawn/<name>/...`: what the objective of that name has prepared from these.
 
 An objective that draws items does so in `draw`, before anything is differentiated: the engine then knows every row of

@@ -4,25 +4,22 @@ Every item has a vector z of content, a fact of the recipe (`item/vectors`, see 
 or of another model. A learned g turns it into a vector of the width of the model. With a free part beside it this is
 the collaborative embedding distillation of DLLM2Rec (Cui et al. 2024, arXiv 2405.00338); without, a model that knows
 no item by name, and so can be a teacher, or rank an item nobody has had. Whatever it is made of, there is one table in
-the end, and `fold` makes the plain model that has it.
+the end, and `models.folded.fold` makes the plain model that has it.
 """
 
-import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
 from recjax.core.errors import ConfigError
-from recjax.core.flops import TokenFlops, per_token
-from recjax.core.module import FACTS, Functional, Params, Rngs, param
-from recjax.models.sequence import Sequence, count_parameters
+from recjax.core.module import Rngs, param
+from recjax.models.folded import FoldedSequence
 from recjax.nn.config import fan_in_normal
 
 
-class ContentSequence(Sequence):
+class ContentSequence(FoldedSequence):
     """`Sequence` with the item vectors free_i + eta g(z_i), and a tied head; without `offset`, eta g(z_i) alone.
 
     g is one product with a bias, or, with `content_hidden` units, two with a ReLU in between. `eta` is fixed, or the
@@ -43,8 +40,6 @@ class ContentSequence(Sequence):
         **plain: Any,
     ) -> None:
         super().__init__(num_rows=num_rows, rngs=rngs, **plain)
-        if not self.config.tied_head:
-            raise ConfigError("the items of a ContentSequence have one vector each", expected="tied_head = True")
         if content_width < 1 or eta < 0 or (content_hidden is not None and content_hidden < 1):
             raise ConfigError(
                 f"content_width = {content_width}, content_hidden = {content_hidden}, eta = {eta}",
@@ -52,7 +47,7 @@ class ContentSequence(Sequence):
             )
         if not offset:
             del self.table
-        self.num_rows, self.offset, self.plain = num_rows, offset, plain
+        self.offset = offset
         width, zeros = self.config.width, nnx.initializers.zeros
         inner = content_hidden
         self.content_inner = param(rngs, (content_width, inner), (None, "mlp"), fan_in_normal) if inner else None
@@ -79,28 +74,3 @@ class ContentSequence(Sequence):
     def __call__(self, batch: dict[str, Any], *, train: bool, key: Key[Array, ""] | None) -> dict[str, jax.Array]:
         """As `Sequence`, with `projected`."""
         return super().__call__(batch, train=train, key=key) | {"projected": self.project(batch)}
-
-    def token_flops(self, length: int) -> TokenFlops:
-        """As for the plain model; the projection of the catalogue, once a step, is left out."""
-        layers, width = self.config.attention_shape
-        params = {k: v for k, v in nnx.to_pure_dict(nnx.state(self)).items() if not k.startswith(("content", "eta"))}
-        backbone = count_parameters(params)["backbone"]
-        return per_token(parameters=backbone, layers=layers, length=length, width=width, rows=self.num_rows)
-
-
-def fold(model: Functional, params: Params) -> tuple[Functional, Params]:
-    """The plain model with the same answers, and its parameters; any other model comes back as it is.
-
-    `params` carry the facts (`core.module.with_facts`), of which nothing is left afterwards.
-    """
-    module = model.bind(params)
-    if not isinstance(module, ContentSequence):
-        return model, params
-    plain = Functional(functools.partial(Sequence, num_rows=module.num_rows, **module.plain))
-
-    def table(params: Params) -> jax.Array:
-        bound: Any = model.bind(params)
-        return bound.item_table(params[FACTS])
-
-    rest = {name: value for name, value in params.items() if name in plain.axes}
-    return plain, {**rest, "table": jnp.asarray(jax.jit(table)(params), jnp.float32)}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax.core.rows import take_rows
+from recjax.core.rows import sum_rows, take_rows
 from recjax.core.sharding import MeshConfig, make_mesh
 
 MESHES = [
@@ -57,3 +57,24 @@ def test_split_equals_whole_and_gathers_no_table(shape: str, preset: str, column
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
     gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", compiled.as_text())
     assert not [s for s in gathered if s.split(",")[0] == str(V) and len(s.split(",")) == 2]
+
+
+@pytest.mark.parametrize(("shape", "preset"), MESHES)
+def test_sums_of_rows_of_a_split_table_gather_no_table(shape: str, preset: str) -> None:
+    draw = np.random.default_rng(7)
+    table, index = draw.normal(size=(V, D)).astype(np.float32), draw.integers(-1, V, (128, 3)).astype(np.int32)
+
+    def loss(table: jax.Array, index: jax.Array) -> jax.Array:
+        return jnp.sin(sum_rows(table, index)).sum()
+
+    def plain(table: jax.Array, index: jax.Array) -> jax.Array:
+        return jnp.sin(jnp.where((index >= 0)[..., None], table[index], 0).sum(axis=1)).sum()
+
+    want = jax.value_and_grad(plain)(jnp.asarray(table), jnp.asarray(index))
+    mesh = make_mesh(MeshConfig(shape=shape, preset=preset))
+    with mesh.activate():
+        inputs = jax.device_put((table, index), mesh.sharding(("items", None)))
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(*inputs).compile()
+        got = compiled(*inputs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
+    assert not re.findall(rf"= f32\[{V},{D}\]\S* all-gather\(", compiled.as_text())

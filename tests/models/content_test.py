@@ -12,7 +12,8 @@ import pytest
 
 from recjax.core.errors import ConfigError
 from recjax.core.module import Functional, with_facts
-from recjax.models.content import ContentSequence, fold
+from recjax.models.content import ContentSequence
+from recjax.models.folded import fold
 from recjax.models.sequence import Sequence
 from recjax.nn.recurrent import RecurrentConfig
 from recjax.nn.transformer import TransformerConfig
