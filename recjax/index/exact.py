@@ -9,9 +9,10 @@ and one count per query travel. This module refuses to approximate, and knows no
 A table may be [b, v, d]: item vectors of each query's own, as where they depend on the time it is asked at. Then the
 table is split with the queries, never by items.
 
-Removal: a row is a candidate when `valid[row]` (a query's own, where `valid` is [b, v]) and when it is not among the query's `exclude_ids` (0 is padding). A
-target is never removed, even when it stands in `exclude_ids` (a repeated item), so it always has a rank. A score
-that is not a number counts as the lowest finite score: such items come last, in row order.
+Removal: a row is a candidate when `valid[row]` (a query's own, where `valid` is [b, v]) and when it is not among the
+query's `exclude_ids` (0 is padding). A target is never removed, even when it stands in `exclude_ids` (a repeated item),
+so it always has a rank. A score that is not a number counts as the lowest finite score: such items come last, in row
+order.
 """
 
 from functools import partial
@@ -192,7 +193,10 @@ def _search_shard(queries, table, valid, exclude, labels, *, k, block, ranking, 
 
 
 def _remove(scores, valid, places):
-    """-inf where not valid ([1, v] or [b, v]) and at `places` [b, n] (outside the block: ignored); what is left is finite or +inf."""
+    """-inf where not valid ([1, v] or [b, v]) and at `places` [b, n] (outside the block: ignored).
+
+    What is left is finite or +inf.
+    """
     scores = jnp.where(valid, bounded(scores), _REMOVED)
     places = jnp.where(places < 0, scores.shape[1], places)  # a negative index would count from the end
     return scores.at[jnp.arange(scores.shape[0])[:, None], places].set(_REMOVED, mode="drop")
