@@ -3,7 +3,8 @@
 Five come from the scaling study of Zhang et al. 2024 (arXiv 2311.11351): rare items, users with few events, domains,
 damaged histories, several steps ahead. Three come from sliding-window training (Joshi et al. 2024, arXiv 2409.14517):
 older positions, the unseen future, and items whose events lie long ago. One is the split of Penha et al. 2024 into
-the few items that everybody has and all others. Some only slice the ranks that are there;
+the few items that everybody has and all others, and one asks for items that nobody had before (Singh et al. 2024, arXiv
+2306.08121). Some only slice the ranks that are there;
 the others rank again through a view of the records (`recjax.data.views`), the model and the cheap baselines alike.
 """
 
@@ -122,6 +123,22 @@ def _head_torso(bench: _Bench) -> Task:
         about=f"by popularity of the target in training: head is the top {HEAD:.0%} of the items, torso all others",
         groups={"head": bench.base.take(is_head), "torso": bench.base.take(~is_head)},
         shown=tuple(f"recall@{k}" for k in evaluator.config.k if k >= 10),
+    )
+
+
+def _new_items(bench: _Bench) -> Task:
+    evaluator = bench.evaluator
+    is_known = evaluator.examples.item_count[bench.records.label] > 0
+    rare = mass_groups(evaluator.examples.item_count, evaluator.valid, 3)[bench.records.label] == 2
+    return Task(
+        about="by whether the target occurs in training at all; of those that do, the rare ones (the tail: items after "
+        "which the rest of the catalogue has less than a third of the training events) once more by themselves",
+        groups={
+            "in training": bench.base.take(is_known),
+            "in training, rare": bench.base.take(is_known & rare),
+            "not in training": bench.base.take(~is_known),
+        },
+        shown=(*bench.shown, "mrr"),
     )
 
 
@@ -312,6 +329,7 @@ def _future_of(bench: _Bench, records: Mapping[str, Column]) -> Column:
 _TASKS: dict[str, Callable[[_Bench], Task]] = {
     "long_tail": _long_tail,
     "head_torso": _head_torso,
+    "new_items": _new_items,
     "cold_users": _cold_users,
     "domains": _domains,
     "robustness": _robustness,

@@ -26,6 +26,7 @@ DEFAULT_BASELINES = ("popularity", "item_graph", "item_knn")
 HARD = (
     "long_tail",
     "head_torso",
+    "new_items",
     "cold_users",
     "domains",
     "robustness",

@@ -17,6 +17,7 @@ from recjax.data.examples import Examples, write_examples
 from recjax.data.record import Column, Field
 from recjax.data.vocab import FIRST_ITEM, ItemVocab
 from recjax.evaluation import Evaluation, evaluate
+from recjax.metrics.buckets import ITEM_BUCKETS, item_buckets
 from recjax.protocol import HARD
 from recjax.tables import hard_section, hard_tables
 
@@ -143,6 +144,19 @@ def test_long_tail_parts_hold_equal_shares_of_events(result, examples):
         np.testing.assert_array_equal(
             groups[f"G{p + 1}"].values["model"]["mrr"], 1 / (result.systems["model"].rank[users] + 1.0)
         )
+
+
+def test_items_are_new_that_nobody_had_in_training(result, examples):
+    """And the rare ones are those of the bucket `tail`, which the report shows as well."""
+    groups, labels = result.hard["new_items"].groups, np.array([e[-HELD] for e in histories()])
+    known = {int(item) for e in histories() for item in e[:-HELD]}
+    tail = item_buckets(examples.item_count, examples.vocab.valid)[labels] == ITEM_BUCKETS.index("tail")
+    is_known = np.array([int(label) in known for label in labels])
+    want = {"in training": is_known, "in training, rare": is_known & tail, "not in training": ~is_known}
+    assert list(groups) == list(want) and tail.any() and (~is_known).any()
+    for name, chosen in want.items():
+        assert groups[name].user_index.tolist() == np.flatnonzero(chosen).tolist()
+        expect(groups[name], result.systems["model"].rank[chosen])
 
 
 def test_the_head_is_one_item_in_a_hundred(result, examples):
