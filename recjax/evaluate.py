@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recjax import cli, command
-from recjax.codes_evaluation import CodesEvaluation
+from recjax.codes_evaluation import CodesEvaluation, CodesEvaluator
 from recjax.core import distributed
 from recjax.core.errors import ConfigError
 from recjax.evaluation import assess
@@ -43,7 +43,9 @@ def evaluate_run(
     }
     found = {}
     for at, task in enumerate(recipe.mixture.tasks):
-        found[task.name] = assess(run.assembly.evaluator(split, at), run.params, stated)
+        evaluator = run.assembly.evaluator(split, at)
+        assert not isinstance(evaluator, CodesEvaluator)
+        found[task.name] = assess(evaluator, run.params, stated)
         if distributed.is_lead():
             found[task.name].save(folder_of(recipe, workdir, split, task.name))
     return found

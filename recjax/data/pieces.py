@@ -157,7 +157,7 @@ class ItemPieces:
         vocab = examples[0].vocab
         items = slice(FIRST_ITEM, FIRST_ITEM + vocab.num_items)
         path = Path(self.path, self.stage, "artifacts", "codes") if self.stage else Path(self.path)
-        counts = np.sum([e.item_count for e in examples], axis=0, dtype=np.float64)
+        counts = np.stack([e.item_count for e in examples]).sum(axis=0, dtype=np.float64)
         found = self.kind.make(read_codes(path, vocabulary_hash=vocab.hash), counts[items])
         out = np.full((vocab.num_rows, found.pieces.shape[1]), NONE, np.int32)
         out[items] = found.pieces

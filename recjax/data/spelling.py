@@ -203,5 +203,5 @@ def _lengths_of(source: ExampleSource, name: str) -> np.ndarray:
     every = np.arange(len(source))
     parts = np.split(every, range(_READ_AT_ONCE, len(every), _READ_AT_ONCE))
     return np.concatenate(
-        [np.array([len(e[name]) for e in source.__getitems__(part)], np.int64) for part in parts] or [every]
+        [np.array([len(e[name]) for e in source.__getitems__(part.tolist())], np.int64) for part in parts] or [every]
     )

@@ -16,7 +16,7 @@ from typing import Any
 from recjax.core import saved
 from recjax.core.errors import ConfigError
 from recjax.data.examples import Examples
-from recjax.data.pipeline import BatchIterator, train_batches
+from recjax.data.pipeline import BatchIterator, Feed, train_batches
 from recjax.models.sequence import count_parameters
 from recjax.recipe import Assembly, Recipe
 from recjax.study.grid import Cell, Size
@@ -65,7 +65,9 @@ def count(assembly: Assembly, cell: Cell) -> Count:
 
 
 def batches_of(recipe: Recipe, examples: Sequence[Examples]) -> BatchIterator:
-    """The training batches of a recipe; nothing is read before they are asked for."""
+    """The training batches of a recipe, nothing read before they are asked for; `ConfigError` for one without users."""
+    if not isinstance(recipe.feed, Feed):
+        raise ConfigError(f"a study of {recipe.name}", expected="a recipe that is fed windows of users")
     return train_batches(examples, recipe.mixture.resolved, recipe.feed, seed=recipe.seed)
 
 
