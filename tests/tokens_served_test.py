@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from recjax.data.vocab import FIRST_ITEM, OOV
 from recjax.evaluation import Evaluation, Evaluator
 from recjax.export import export_bundle, facets_of, sample
 from recjax.infer import infer
+from recjax.models.seq2seq import EncoderDecoder
 from recjax.models.sequence import Sequence
 from recjax.nn.config import TransformerConfig
 from recjax.recommend import make_recommend
@@ -227,6 +229,21 @@ def test_filters_leave_what_they_say_and_the_order_of_a_search_among_it(system: 
     expected = recommend(system.params, history, seen, allowed=allowed)
     np.testing.assert_allclose(scores, expected.scores, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(rows, expected.rows)
+
+
+def test_an_encoder_with_a_decoder_is_exported_too(tasks: tuple[Examples, Examples], tmp_path: Path) -> None:
+    """Which compares the answers of the bundle with the model's own, with and without a filter."""
+    tokens = codes_of(tasks, (4, 6, 5))
+    encoder = TransformerConfig(num_layers=1, width=16, num_heads=2, causal=False, position="none", relative="t5")
+    decoder = dataclasses.replace(encoder, causal=True, cross=True)
+    make = partial(EncoderDecoder, num_rows=tokens.num_rows, encoder=encoder, decoder=decoder)
+    model = Functional(lambda rngs: make(rngs=rngs))
+    catalogue, facts = spelled(tokens, beams=BEAMS)
+    params = with_facts(jax.jit(model.init)(jax.random.key(0)), facts)
+    told = {"vocab": tasks[0].vocab, "titles": tasks[0].titles(), "history_length": LENGTH, "platforms": ("cpu",)}
+    asked = {"prompts": Prompts(tokens, WORDS), "catalogue": catalogue, "out": tmp_path / "bundle"}
+    bundle = Bundle(export_bundle(model, params, **told, **asked))
+    assert (bundle.max_k, bundle.prompt_length, bundle.searches) == (BEAMS, LENGTH * 3, False)
 
 
 def test_vectors_are_given_where_there_are_any(system: System, tmp_path: Path) -> None:
