@@ -138,7 +138,7 @@ def _new_items(bench: _Bench) -> Task:
             "in training, rare": bench.base.take(is_known & rare),
             "not in training": bench.base.take(~is_known),
         },
-        shown=(*bench.shown, "mrr"),
+        shown=tuple(dict.fromkeys((*bench.shown, f"recall@{max(evaluator.config.k)}", "mrr"))),
     )
 
 
