@@ -166,7 +166,7 @@ class Assembly:
             needed = max(needed * self.tokens.levels, feed.text_length if self.tokens.text_size else 0)
         if longest is not None and longest < needed:
             raise ConfigError(
-                f"the model has positions for {longest} slots and is fed {needed}",
+                f"the model has positions for {longest} {'tokens' if self.tokens else 'events'} and is fed {needed}",
                 where="Feed.history_length",
                 expected=f"at most {longest}",
                 mend="raise the max_length of the model, or lower Feed.history_length",

@@ -306,7 +306,7 @@ CASES = [
                "'model' of size 2 unused", "MESH = 'data=4,model=2'", "SHARDING", error=MeshError),
 
     of_run("a checkpoint is of another model", train.main, NOTHING, "--gin.transformer.TransformerConfig.width=32",
-           CheckpointError, "another model", "float32[16,16] in the checkpoint and float32[16,32] here", "new workdir"),
+           CheckpointError, "another model", "float32[96,16] in the checkpoint and float32[96,32] here", "new workdir"),
     of_run("a checkpoint is of another vocabulary", train.main, other_data, "", CheckpointError,
            "another vocabulary", "item vocabulary", "new workdir"),
     of_run("another vocabulary is evaluated", evaluate.main, other_data, "", CheckpointError, "another vocabulary"),
