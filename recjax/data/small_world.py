@@ -46,11 +46,11 @@ class SmallWorld:
 
     def make(self) -> Made:
         """Draw the events and pairs."""
-        raise NotImplementedError
+        raise NotImplementedError(type(self).__name__)
 
     def measured(self, made: Made) -> dict[str, Any]:
         """The value that the knob has in what was made."""
-        raise NotImplementedError
+        raise NotImplementedError(type(self).__name__)
 
     @property
     def hash(self) -> str:
