@@ -1,7 +1,8 @@
 """Stages compared side by side: the arms of an experiment, each trained with the same seeds.
 
 An arm's value is the mean over its seeds. Its difference to the first arm is taken per user, averaged over the seeds
-they share, and bootstrapped over users: the interval says how far the difference would move with other users, and
+they share, and bootstrapped over users (over queries where examples have one): the interval says how far the
+difference would move with other users, and
 the spread over seeds stands beside it. Arms whose models know the time of the target stand in a table of their own,
 as do arms evaluated on other examples.
 """
@@ -80,6 +81,8 @@ def compare_arms(arms: Sequence[Arm], *, samples: int = 1000, seed: int = 0) -> 
     if len(groups(arms)) != 1:
         raise ValueError("arms of different conditions cannot be compared")
     first, rows = arms[0], {}
+    one = next(iter(first.results.values()))
+    everyone = one.clusters(one.user_index)
     for arm in arms:
         shared = [s for s in arm.results if s in first.results]
         if not shared:
@@ -91,17 +94,17 @@ def compare_arms(arms: Sequence[Arm], *, samples: int = 1000, seed: int = 0) -> 
             "per_seed": {str(s): dict(r.systems[MODEL].values) for s, r in arm.results.items()},
         }
         if arm is not first:
-            row["difference"] = _difference(arm.users(shared), first.users(shared), samples, seed)
+            row["difference"] = _difference(arm.users(shared), first.users(shared), everyone, samples, seed)
         row["hard"], theirs = {}, first.hard_groups(shared)
         for (task, group), (users, values) in arm.hard_groups(shared).items():
             part: dict[str, Any] = {"values": {name: float(v.mean()) for name, v in values.items() if len(v)}}
             other = theirs.get((task, group))
             if arm is not first and len(users) and other is not None and np.array_equal(users, other[0]):
-                part["difference"] = _difference(values, other[1], samples, seed)
+                part["difference"] = _difference(values, other[1], one.clusters(users), samples, seed)
             row["hard"].setdefault(task, {})[group] = part
         rows[arm.name] = row
-    shown = {task: list(part.shown) for task, part in next(iter(first.results.values())).hard.items()}
-    task = str(next(iter(first.results.values())).protocol.get("task"))
+    shown = {task: list(part.shown) for task, part in one.hard.items()}
+    task = str(one.protocol.get("task"))
     known = {"task": task, "target_time_used": first.knows_target_time}
     return {**known, "first": first.name, "shown": shown, "arms": rows}
 
@@ -111,12 +114,16 @@ def _mean(found: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _difference(
-    ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], samples: int, seed: int
+    ours: Mapping[str, np.ndarray],
+    theirs: Mapping[str, np.ndarray],
+    clusters: np.ndarray | None,
+    samples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Metric -> mean of ours - theirs over the same users, and its interval."""
     names = [name for name in ours if name in theirs]
     matrix = np.stack([ours[name] - theirs[name] for name in names], axis=1)
-    found = intervals(matrix, samples=samples, seed=seed)
+    found = intervals(matrix, clusters=clusters, samples=samples, seed=seed)
     return {name: dataclasses.asdict(interval) for name, interval in zip(names, found, strict=True)}
 
 

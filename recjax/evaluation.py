@@ -323,6 +323,7 @@ def result_of(
         len(records),
         times=evaluator.times,
         temperature=evaluator.temperature,
+        resampled="users" if records.text is None else "queries",
     )
     return Result(
         systems=systems,
@@ -336,4 +337,6 @@ def result_of(
         protocol={**stated, **protocol, "seeds": {**protocol.get("seeds", {}), **stated["seeds"]}},
         samples=shown_users(evaluator.shown.tolist(), examples, records, systems),
         hard=hard or {},
+        # answers to one query stand and fall together
+        cluster=None if records.text is None else np.unique(records.text.astype(str), return_inverse=True)[1],
     )

@@ -111,10 +111,12 @@ def protocol_of(
     *,
     times: str = "none",
     temperature: float = 1.0,
+    resampled: str = "users",
 ) -> dict[str, Any]:
     """The protocol block of metrics.json: everything that must be equal for two numbers to be comparable.
 
-    `times` is what the model is told of times (`Feed.times`), `temperature` what its scores are divided by in `nll`.
+    `times` is what the model is told of times (`Feed.times`), `temperature` what its scores are divided by in `nll`,
+    `resampled` what is drawn for intervals.
     """
     manifest = examples.manifest
     counts = manifest.get("counts", {})
@@ -144,7 +146,8 @@ def protocol_of(
         "split_counts": counts.get(split),
         "max_users": config.max_users,
         "k": list(config.k),
-        "interval": f"95%, percentile bootstrap over users, {config.bootstrap_samples} samples, paired for differences",
+        "interval": f"95%, percentile bootstrap over {resampled}, {config.bootstrap_samples} samples, paired for "
+        "differences",
         "buckets": {
             "item": "of the target: head, torso, tail hold a third of the training events each; unseen has none",
             "user": f"cold: at most {config.cold_events} training events",

@@ -158,7 +158,7 @@ def _arms(report: Report) -> str:
         return ""
     parts.append(
         "Means over seeds, ± their standard deviation; differences to the first arm are per user, averaged over "
-        "seeds, with a 95% bootstrap interval over users."
+        "seeds, with a 95% bootstrap interval over users, or queries where there are any."
     )
     return "\n\n".join(["## The arms side by side", *parts])
 

@@ -68,7 +68,10 @@ def per_user_values(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """Systems side by side over the same users; the first is the one that the others are compared with."""
+    """Systems side by side over the same users; the first is the one that the others are compared with.
+
+    `cluster` int64 [n] numbers what is resampled together, such as the answers to one query; None: each user alone.
+    """
 
     systems: Mapping[str, System]
     user_index: np.ndarray
@@ -81,14 +84,20 @@ class Result:
     protocol: Mapping[str, Any]
     samples: Sequence[Mapping[str, Any]] = ()
     hard: Mapping[str, Task] = dataclasses.field(default_factory=dict)
+    cluster: np.ndarray | None = None
 
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json; computed once."""
         return self._metrics
 
+    def clusters(self, user_index: np.ndarray) -> np.ndarray | None:
+        """The cluster of some of the users, if they have any."""
+        return None if self.cluster is None else self.cluster[np.searchsorted(self.user_index, user_index)]
+
     @functools.cached_property
     def _metrics(self) -> dict[str, Any]:
         bounds, differences = self._intervals()
+        drawn: Any = {"samples": self.bootstrap_samples, "seed": self.seed, "clusters": self.clusters}
         return {
             "format": FORMAT,
             "protocol": dict(self.protocol),
@@ -96,7 +105,7 @@ class Result:
             "intervals": bounds,
             "differences": differences,
             "buckets": self._buckets(),
-            "hard": {n: t.metrics(samples=self.bootstrap_samples, seed=self.seed) for n, t in self.hard.items()},
+            "hard": {n: t.metrics(**drawn) for n, t in self.hard.items()},
             "settings": {name: dict(s.settings) for name, s in self.systems.items() if s.settings},
             "seconds": {name: round(s.seconds, 3) for name, s in self.systems.items()},
             "users_per_second": {n: round(len(s.rank) / s.seconds) for n, s in self.systems.items() if s.seconds > 0},
@@ -114,6 +123,8 @@ class Result:
                 arrays[f"nll/{name}"] = system.nll.astype(np.float32)
             if system.sampled_rank is not None:
                 arrays[f"sampled_rank/{name}"] = system.sampled_rank.astype(np.int32)
+        if self.cluster is not None:
+            arrays["cluster"] = self.cluster
         for task, found in self.hard.items():
             for group, users in found.groups.items():
                 arrays[f"hard/{task}/{group}/user_index"] = users.user_index
@@ -136,7 +147,9 @@ class Result:
         matrix = [values[name][metric] for name, metric in columns]
         against = [(name, metric) for name in names[1:] for metric in values[name] if metric in values[names[0]]]
         matrix += [values[names[0]][metric] - values[name][metric] for name, metric in against]
-        found = intervals(np.stack(matrix, axis=1), samples=self.bootstrap_samples, seed=self.seed)
+        found = intervals(
+            np.stack(matrix, axis=1), clusters=self.cluster, samples=self.bootstrap_samples, seed=self.seed
+        )
         bounds: dict[str, Any] = {name: {} for name in names}
         differences: dict[str, Any] = {name: {} for name in names[1:]}
         for (name, metric), interval in zip(columns, found, strict=False):
@@ -210,7 +223,7 @@ def compare(ours: Path, theirs: Path, *, system: str = "model", samples: int = 1
         values.append(per_user_values(result[f"rank/{system}"], ks, **more))
     names = [name for name in values[0] if name in values[1]]
     matrix = np.stack([values[0][name] - values[1][name] for name in names], axis=1)
-    found = intervals(matrix, samples=samples, seed=seed)
+    found = intervals(matrix, clusters=one.get("cluster"), samples=samples, seed=seed)
     return Comparison(
         users=len(one["user_index"]),
         ours={name: float(values[0][name].mean()) for name in names},

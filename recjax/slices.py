@@ -7,12 +7,15 @@ paired comparisons between runs. Which groups a task has is decided in `recjax.h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from recjax.metrics.bootstrap import intervals
+
+# User numbers to the clusters they are resampled in, None for each alone.
+Clusters = Callable[[np.ndarray], np.ndarray | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,12 +29,15 @@ class Group:
     values: Mapping[str, Mapping[str, np.ndarray]]
     whole: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
-    def metrics(self, *, samples: int, seed: int) -> dict[str, Any]:
+    def metrics(self, *, samples: int, seed: int, clusters: Clusters) -> dict[str, Any]:
         """Users, means, and the bootstrap interval of every mean."""
+        found_clusters = clusters(self.user_index)
         rows: dict[str, Any] = {}
         bounds: dict[str, Any] = {}
         for system, columns in self.values.items():
-            found = intervals(np.stack(list(columns.values()), axis=1), samples=samples, seed=seed)
+            found = intervals(
+                np.stack(list(columns.values()), axis=1), clusters=found_clusters, samples=samples, seed=seed
+            )
             rows[system] = {name: i.mean for name, i in zip(columns, found, strict=True)}
             rows[system] |= self.whole.get(system, {})
             bounds[system] = {name: [i.low, i.high] for name, i in zip(columns, found, strict=True)}
@@ -51,8 +57,8 @@ class Task:
     groups: Mapping[str, Group]
     shown: tuple[str, ...] = ()
 
-    def metrics(self, *, samples: int, seed: int) -> dict[str, Any]:
+    def metrics(self, *, samples: int, seed: int, clusters: Clusters) -> dict[str, Any]:
         """The task's part of metrics.json."""
         found = {name: group for name, group in self.groups.items() if len(group.user_index)}
-        groups = {name: group.metrics(samples=samples, seed=seed) for name, group in found.items()}
+        groups = {name: group.metrics(samples=samples, seed=seed, clusters=clusters) for name, group in found.items()}
         return {"about": self.about, "shown": list(self.shown), "groups": groups}

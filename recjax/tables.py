@@ -90,7 +90,8 @@ def differences_table(metrics: Mapping[str, Any]) -> Table:
     for other, found in metrics["differences"].items():
         cells = [f"{signed(found[n]['mean'])} [{signed(found[n]['low'])}, {signed(found[n]['high'])}]" for n in names]
         rows.append([f"{first} - {other}", *cells])
-    return Table(title="Difference with its 95% interval (paired bootstrap over users)", header=["", *names], rows=rows)
+    title = "Difference with its 95% interval (paired bootstrap over users, or queries where there are any)"
+    return Table(title=title, header=["", *names], rows=rows)
 
 
 def shown_groups(metrics: Mapping[str, Any]) -> list[str]:

@@ -56,6 +56,19 @@ def test_the_difference_is_that_of_the_means_over_shared_seeds() -> None:
     assert [row[0] for row in table.rows] == ["a", "b"] and "without the time" in table.title
 
 
+def test_answers_to_one_query_are_resampled_together() -> None:
+    rng = np.random.default_rng(1)
+    few = [result(rng.integers(0, 12, 40).tolist()) for _ in range(2)]
+    many = [
+        dataclasses.replace(result(np.tile(r.systems["model"].rank, 30).tolist()), cluster=np.tile(np.arange(40), 30))
+        for r in few
+    ]
+    one, other = (
+        compare_arms([arm("a", found[0]), arm("b", found[1])])["arms"]["b"]["difference"] for found in (few, many)
+    )
+    assert one == {name: pytest.approx(bounds) for name, bounds in other.items()}
+
+
 def test_hard_tasks_are_compared_on_the_same_users_alone() -> None:
     def with_task(users: list[int], *found: float) -> Result:
         group = Group(user_index=np.array(users), values={"model": {"map": np.array(found)}})

@@ -13,6 +13,7 @@ from recjax.core.errors import ConfigError
 from recjax.data.examples import Examples, write_examples
 from recjax.data.simulate import World
 from recjax.data.sources import DataDir
+from recjax.evaluation import Evaluation, Evaluator, rank_baselines, result_of
 from recjax.index.bm25 import Bm25
 from recjax.metrics.topk import merge, topk_state
 from recjax.tasks.next_item import NextItem
@@ -74,6 +75,17 @@ def test_it_finds_what_popularity_does_not(searches: Examples) -> None:
     assert recall["bm25"] > 0.3 > 2 * recall["popularity"]
     settings = BASELINES["bm25"](ground).settings
     assert Bm25Settings(k1=settings["k1"], b=settings["b"], queries=bool(settings["queries"])) in grid()
+
+
+def test_answers_to_a_query_are_resampled_together(searches: Examples) -> None:
+    evaluator = Evaluator(searches, split="test", config=Evaluation(k=(10,), baselines=("popularity",)))
+    result = result_of(evaluator, rank_baselines(evaluator), {})
+    records = Records.of(searches, "test")
+    assert result.cluster is not None and records.text is not None
+    text = records.text[np.argsort(records.user_index)]
+    np.testing.assert_array_equal(result.cluster[:, None] == result.cluster, text[:, None] == text)
+    assert 1 < len(np.unique(result.cluster)) < len(text)
+    assert "over queries" in result.metrics()["protocol"]["interval"]
 
 
 def test_a_task_without_queries_is_told(records_of) -> None:

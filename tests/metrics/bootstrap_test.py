@@ -23,6 +23,30 @@ def test_equals_a_bootstrap_written_as_a_loop(monkeypatch):
         assert (got.low, got.high) == pytest.approx((np.quantile(sample, 0.05), np.quantile(sample, 0.95)))
 
 
+def test_clusters_are_drawn_whole():
+    """A bootstrap over clusters written as a loop; and alone in its cluster, each value is drawn as without any."""
+    rng = np.random.default_rng(5)
+    clusters, values = rng.integers(0, 9, 60) * 7, rng.random((60, 2))
+    found = intervals(values, clusters=clusters, samples=300, seed=2)
+    members = [values[clusters == name] for name in np.unique(clusters)]
+    rng = np.random.default_rng(2)
+    drawn = [np.concatenate([members[i] for i in row]) for row in rng.integers(9, size=(300, 9))]
+    for column, got in enumerate(found):
+        sample = [part[:, column].mean() for part in drawn]
+        assert got.mean == pytest.approx(values[:, column].mean())
+        assert (got.low, got.high) == pytest.approx(tuple(np.quantile(sample, [0.025, 0.975])))
+    assert intervals(values, clusters=np.arange(60)[::-1], samples=20)[0].mean == pytest.approx(values[:, 0].mean())
+    alone = intervals(values, clusters=np.arange(60), samples=50)
+    for one, other in zip(alone, intervals(values, samples=50), strict=True):
+        assert (one.low, one.high) == pytest.approx((other.low, other.high))
+
+
+def test_what_repeats_adds_no_certainty():
+    values = np.random.default_rng(6).random((50, 1))
+    once, often = interval(values[:, 0]), intervals(np.tile(values, (20, 1)), clusters=np.tile(np.arange(50), 20))[0]
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+
+
 def test_width_is_that_of_the_normal_limit():
     values = (np.random.default_rng(1).random(5000) < 0.3).astype(np.float64)
     found = interval(values, samples=2000)
