@@ -23,6 +23,7 @@ FIELDS: dict[str, str] = {
     "positions": "int32 [b, l]: position inside its own example, restarting at 0 for each packed example",
     "segment_ids": "int32 [b, l]: 1, 2, ... for the examples packed into a row, 0 where padded",
     "prefix": "int32 [b, l]: 1 where a slot is seen by the earlier slots of its example, too: a prompt read as a whole",
+    "parents": "int32 [b, l]: segment whose earlier slots a slot sees besides those of its own, 0 where there is none",
     "decoder_ids": "int32 [b, t]: an answer so far, beginning with row 0; the other fields are then of its prompt, "
     "but for target_ids and weight, which are [b, t]",
     "decoder_positions": "int32 [b, t]: position inside its own answer",

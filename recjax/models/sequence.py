@@ -182,7 +182,7 @@ class Sequence(Module):
 
 
 def layout_of(batch: dict[str, Any]) -> Layout:
-    """Where the slots of a batch lie, when they were and which are a prefix, if it says so."""
+    """Where the slots of a batch lie, when they were, which are a prefix and whom they see besides, if it says so."""
     prefix = batch.get("prefix")
     return Layout(
         batch["positions"],
@@ -190,6 +190,7 @@ def layout_of(batch: dict[str, Any]) -> Layout:
         batch.get("history_time"),
         batch.get("query_time"),
         None if prefix is None else prefix > 0,
+        batch.get("parents"),
     )
 
 

@@ -1,9 +1,10 @@
 """Softmax attention under one mask predicate over (position in the row, segment).
 
-`allowed` decides who sees whom; it covers padded rows, packed rows, causal order, a prefix that everyone sees, and
-none. `attend` computes it in blocks of queries, so that where it is causal most of the matrix above the diagonal is
-never made; `attend_dense` is the plain reference for the tests and `attend_library` the kernel of jax. None of them
-knows projections (`recjax.nn.heads`) or positional encodings. Tokens that come one at a time have `recjax.nn.cached`.
+`allowed` decides who sees whom; it covers padded rows, packed rows, causal order, a prefix that everyone sees, a
+prompt that several examples of a row share, and none. `attend` computes it in blocks of queries, so that where it is
+causal most of the matrix above the diagonal is never made; `attend_dense` is the plain reference for the tests and
+`attend_library` the kernel of jax. None of them knows projections (`recjax.nn.heads`) or positional encodings. Tokens
+that come one at a time have `recjax.nn.cached`.
 """
 
 import dataclasses
@@ -33,12 +34,16 @@ def allowed(
     *,
     causal: bool = True,
     prefix: Bool[Array, "b k"] | None = None,
+    parents: Int[Array, "b q"] | None = None,
 ) -> Bool[Array, "b q k"]:
     """Whether a query may see a key: same segment and, if `causal`, not after the query in the row.
 
-    Keys in the `prefix` are seen by the queries before them, too.
+    Keys in the `prefix` are seen by the queries before them, too. The segment that a query's place in `parents` names
+    counts as its own; 0 names none.
     """
     same = q_seg[:, :, None] == k_seg[:, None, :]
+    if parents is not None:
+        same |= (parents > 0)[:, :, None] & (parents[:, :, None] == k_seg[:, None, :])
     if not causal:
         return same
     seen = q_pos[:, :, None] >= k_pos[:, None, :]
@@ -51,6 +56,7 @@ class Masks(NamedTuple):
     queries: Int[Array, "b q"]
     keys: Int[Array, "b k"]
     prefix: Bool[Array, "b k"] | None = None
+    parents: Int[Array, "b q"] | None = None
 
 
 def attend(
@@ -95,7 +101,8 @@ def allowed_at(at: Int[Array, "b q"], masks: Masks, *, causal: bool = True) -> B
     """`allowed` for the queries of a few slots `at` of rows that look at themselves."""
     place = jnp.arange(masks.keys.shape[1])[None]
     here = jnp.take_along_axis(masks.queries, at, axis=1)
-    return allowed(at, place, here, masks.keys, causal=causal, prefix=masks.prefix)
+    parents = None if masks.parents is None else jnp.take_along_axis(masks.parents, at, axis=1)
+    return allowed(at, place, here, masks.keys, causal=causal, prefix=masks.prefix, parents=parents)
 
 
 def attend_dense(
@@ -135,7 +142,7 @@ def attend_library(
 
 def _all_allowed(masks: Masks, causal: bool) -> jax.Array:
     q_place, k_place = (jnp.arange(x.shape[1])[None] for x in masks[:2])
-    return allowed(q_place, k_place, masks.queries, masks.keys, causal=causal, prefix=masks.prefix)
+    return allowed(q_place, k_place, *masks[:2], causal=causal, prefix=masks.prefix, parents=masks.parents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,9 +185,13 @@ def _forward(
         scores = product("bgqk,bgsk->bgqs", _rows(q, start, stop), k[..., :end, :])
         if bias is not None:
             scores = scores + bias[:, start:stop, :end].reshape(1, groups, -1, end)
-        place, segments = (jnp.tile(x[:, start:stop], (1, repeats)) for x in (q_place, masks.queries))
+        place, segments, parents = (
+            None if x is None else jnp.tile(x[:, start:stop], (1, repeats))
+            for x in (q_place, masks.queries, masks.parents)
+        )
         prefix = None if masks.prefix is None else masks.prefix[:, :end]
-        mask = allowed(place, k_place[:, :end], segments, masks.keys[:, :end], causal=plan.causal, prefix=prefix)
+        keys = k_place[:, :end], masks.keys[:, :end]
+        mask = allowed(place, keys[0], segments, keys[1], causal=plan.causal, prefix=prefix, parents=parents)
         scores = jnp.where(mask[:, None], scores, NEGATIVE)
         exps = jnp.exp(scores - scores.max(-1, keepdims=True))
         total = exps.sum(-1, keepdims=True)

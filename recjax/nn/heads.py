@@ -81,7 +81,7 @@ class SelfAttention(Heads):
         """
         q, k, v = self.project(x, "query", "key", "value")
         q, k = self._turn(q, layout.positions), self._turn(k, layout.positions)
-        out = self.attend(q, k, v, _masks(layout), rate, key, causal=self.config.causal, bias=bias)
+        out = self.attend(q, k, v, masks_of(layout), rate, key, causal=self.config.causal, bias=bias)
         return out, Kept(k, v)
 
     def kept(self, x: Float[Array, "b l d"], layout: Layout) -> Kept:
@@ -127,7 +127,7 @@ class SelfAttention(Heads):
         flat = scores.reshape(x.shape[0], c.num_heads, count, -1)
         if bias is not None:
             flat = flat + jnp.moveaxis(jnp.take(bias, slots, axis=1), 0, 1)
-        visible = allowed_at(slots, _masks(layout), causal=c.causal)[:, None]
+        visible = allowed_at(slots, masks_of(layout), causal=c.causal)[:, None]
         weights = jax.nn.softmax(jnp.where(visible, flat, NEGATIVE), axis=-1)
         mixed = product("bgrqs,bsd->bgrqd", weights.astype(x.dtype).reshape(scores.shape), x).astype(x.dtype)
         out = product("bgrqd,dgk->bqgrk", mixed, self.value[...].astype(x.dtype))
@@ -160,5 +160,6 @@ class CrossAttention(Heads):
         return self.close(attend_cached(q, (source, added), scale=self.scale))
 
 
-def _masks(layout: Layout) -> Masks:
-    return Masks(layout.segments, layout.segments, layout.prefix)
+def masks_of(layout: Layout) -> Masks:
+    """The masks of rows that look at themselves."""
+    return Masks(layout.segments, layout.segments, layout.prefix, layout.parents)

@@ -15,7 +15,9 @@ class Layout(NamedTuple):
     `positions` restart at 0 for each example packed into a row, `segments` number the examples from 1 on and are 0
     where padded. `times` are those of the events, `query_times` when the event after each one is asked for, in
     seconds; None where the batch has none. Slots of the `prefix` are seen by the earlier slots of their example, too:
-    a prompt that is read as a whole before a causal answer.
+    a prompt that is read as a whole before a causal answer. `parents` name, by segment number, another example of the
+    row whose earlier slots a slot sees besides those of its own; 0 names none. Candidates that share a prompt are
+    segments with that prompt as parent, and do not see each other.
     """
 
     positions: Int[Array, "b l"]
@@ -23,6 +25,7 @@ class Layout(NamedTuple):
     times: Int[Array, "b l"] | None = None
     query_times: Int[Array, "b l"] | None = None
     prefix: Bool[Array, "b l"] | None = None
+    parents: Int[Array, "b l"] | None = None
 
     def at(self, slots: Int[Array, "b q"]) -> "Layout":
         """Where some of the slots lie: their positions and segments."""

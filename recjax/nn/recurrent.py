@@ -122,8 +122,8 @@ class Recurrent(Module):
     ) -> Float[Array, "b l d"]:
         """Vectors of what came so far; `key` seeds the dropout and may be None when not training."""
         c = self.config
-        if layout.prefix is not None:
-            raise ConfigError("a recurrent encoder reads from left to right and knows no prefix")
+        if layout.prefix is not None or layout.parents is not None:
+            raise ConfigError("a recurrent encoder reads from left to right and knows no prefix and no parents")
         x = x.astype(c.dtype)
         keys: Any = jax.random.split(key, c.num_layers) if train and key is not None else [None] * c.num_layers
         for i, layer_key in enumerate(keys):

@@ -14,10 +14,11 @@ from jaxtyping import Array, Float, Int, Key
 
 from recjax.core.errors import ConfigError
 from recjax.core.module import Module, Rngs, one, param, scan, some, stack
-from recjax.nn.attention import Masks, allowed, allowed_at
+from recjax.nn.attention import allowed, allowed_at
 from recjax.nn.block import Block
 from recjax.nn.cached import Added, Kept, Prompt, Seen, by_beam, by_layer, empty, unless
 from recjax.nn.config import TransformerConfig
+from recjax.nn.heads import masks_of
 from recjax.nn.layout import Layout, Source
 from recjax.nn.norm import Norm
 from recjax.nn.relative import T5_BUCKETS, t5_bias, t5_buckets, time_buckets
@@ -96,7 +97,7 @@ class Transformer(Module):
             seen = Seen(crossed, allowed(jnp.zeros_like(here), jnp.zeros_like(there), here, there, causal=False)[:, 0])
         prompt = Prompt(
             kept=own,
-            visible=allowed_at(at, Masks(layout.segments, layout.segments, layout.prefix))[:, 0],
+            visible=allowed_at(at, masks_of(layout))[:, 0],
             slot=slot,
             position=jnp.take_along_axis(layout.positions, at, axis=1)[:, 0],
             source=seen,
@@ -155,6 +156,12 @@ class Transformer(Module):
             raise ValueError(f"TransformerConfig.cross = {c.cross} and source = {source}")
         if layout.prefix is not None and c.attention == "hstu":
             raise ConfigError("hstu attention knows no prefix", mend="take softmax attention, or leave it out")
+        if layout.parents is not None and c.relative != "none":
+            raise ConfigError(
+                "segments with parents lie apart from them in the row, which biases by distance would see",
+                where=f"TransformerConfig.relative = {c.relative!r}",
+                expected="learned or rotary positions, which go by `positions`",
+            )
         if c.relative == "position_time":
             return time_buckets(layout)
         if c.relative == "t5":
