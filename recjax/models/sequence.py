@@ -49,7 +49,8 @@ class Sequence(Module):
     vectors, in training, evaluation and bundle alike; an objective then wants a temperature.
 
     An answer of several tokens is made one at a time: `prefill` reads the prompt, `start` makes room for the answers
-    of some beams, `extend` adds a token to each. Outputs are those of calling the model on the whole row.
+    of some beams, `extend` adds a token to each; `branch` reads several continuations that are known, at once.
+    Outputs are those of calling the model on the whole row.
     """
 
     causal: ClassVar[bool] = True
@@ -131,6 +132,18 @@ class Sequence(Module):
         x = self._embed(lookup(memory.items, ids), ids != PAD, position)
         hidden, suffix = self._decoder().extend(memory.prompt, suffix, x, step)
         return self._score(hidden, memory.items)["hidden"], suffix
+
+    def branch(self, memory: Memory, ids: Array, slots: Array) -> Array:
+        """The outputs [b, m, d] at one token of each of m continuations `ids` [b, m, t]: number `slots` [b, m].
+
+        They are those of calling the model on rows of the prompt and one continuation each; tokens after the slot,
+        padding among them, make no difference.
+        """
+        flat, tokens = ids.reshape(ids.shape[0], -1), ids.shape[2]
+        place = jnp.arange(flat.shape[1], dtype=jnp.int32)[None] % tokens
+        x = self._embed(lookup(memory.items, flat), flat != PAD, memory.prompt.position[:, None] + 1 + place)
+        hidden = self._decoder().branch(memory.prompt, x, slots)
+        return self._score(hidden, memory.items)["hidden"]
 
     def _decoder(self) -> Transformer:
         if not self.causal or not isinstance(self.encoder, Transformer):

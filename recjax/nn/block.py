@@ -1,6 +1,7 @@
 """One block of a transformer: attention, cross-attention and feed-forward, each of them added to the stream.
 
-The same block is called on whole rows, asked about a few slots of them, and extended by single tokens.
+The same block is called on whole rows, asked about a few slots of them, extended by single tokens, and branched into
+several continuations.
 """
 
 import functools
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from recjax.core.module import Module, Rngs, param
 from recjax.core.sharding import constrain
-from recjax.nn.cached import Added, Kept
+from recjax.nn.cached import Added, Branches, Kept
 from recjax.nn.config import TransformerConfig, initializers
 from recjax.nn.dropout import dropout
 from recjax.nn.ffn import FeedForward
@@ -126,6 +127,14 @@ class Block(Module):
             y = self.cross.recall(self._view(x, self.cross_norm), crossed, added.source)
             x = self._add(x, y, self.cross_norm, self.cross_gate)
         return self._feed_forward(x, 0.0, None), own
+
+    def branch(
+        self, x: Float[Array, "b n d"], branches: Branches, prompt: Kept, slots: Int[Array, "b m"] | None = None
+    ) -> Float[Array, "b _ d"]:
+        """The tokens of continuations whose prompt was kept: all of them, or one of each, that at `slots`."""
+        y = self.attention.branch(self._view(x, self.attention_norm), branches, prompt, slots)
+        here = x if slots is None else take_slots(x, slots)
+        return self._feed_forward(self._add(here, y, self.attention_norm, self.attention_gate), 0.0, None)
 
     def _feed_forward(self, x: jax.Array, rate: Any, key: Any) -> jax.Array:
         if self.config.ffn == "none":

@@ -1,8 +1,9 @@
-"""Attention of tokens that come one at a time, after a prompt that several continuations share.
+"""Attention of what comes after a prompt that several continuations share.
 
-Keys and values of a prompt are kept once for a row, those of what follows for each of its continuations ("beams"):
-many beams cost little more memory than one, and what moves when they are reordered is a few tokens long. The plain
-way to the same numbers is to run the whole row again, which is what the tests compare with.
+Keys and values of a prompt are kept once for a row. Tokens that come one at a time (`attend_cached`) have their own
+kept for each continuation ("beam"): many beams cost little more memory than one, and what moves when they are
+reordered is a few tokens long. Continuations whose tokens are all known (`attend_branches`) need nothing kept. The
+plain way to the same numbers is to run the whole row again, which is what the tests compare with.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from recjax.core import sharding
 from recjax.nn.attention import NEGATIVE, product
+
+# Scores that exist at once: few enough for the caches of a CPU, enough to fill an accelerator.
+_CELLS = {"cpu": 2**21}
+_CELLS_ELSEWHERE = 2**28
 
 
 class Kept(NamedTuple):
@@ -45,6 +51,17 @@ class Prompt(NamedTuple):
     slot: Int[Array, " b"]
     position: Int[Array, " b"]
     source: Seen | None = None
+
+
+class Branches(NamedTuple):
+    """m continuations of a prompt, t tokens each, one after another in rows [b, m * t].
+
+    `positions` are those of their tokens in their examples, `visible` the slots of the prompt that all of them see.
+    """
+
+    positions: Int[Array, "b n"]
+    visible: Bool[Array, "b s"]
+    count: int
 
 
 class Added(NamedTuple):
@@ -107,3 +124,51 @@ def attend_cached(
         here = weights[..., start : start + part.shape[-1]]
         mixed, start = mixed + product(f"bgrms,{tokens(kept.values)}->bmgrk", here, kept.values), start + part.shape[-1]
     return mixed.astype(q.dtype).reshape(rows, beams, heads, width)
+
+
+def attend_branches(
+    q: Float[Array, "b m q h k"],
+    at: Int[Array, "#b #m q"],
+    prompt: Kept,
+    own: Kept,
+    visible: Bool[Array, "b s"],
+    *,
+    scale: float,
+) -> Float[Array, "b m q h k"]:
+    """Attention of tokens of m continuations to the `prompt` and, causally, to their `own`.
+
+    These are kept [b, s, g, k] and [b, m, t, g, k]; query i of a continuation is its token `at[..., i]`. The softmax is
+    one over both, in float32. Continuations are taken a few at a time, so that the scores of all of them never exist
+    together.
+    """
+    rows, count, asked, heads, width = q.shape
+    groups, slots = prompt.keys.shape[-2], prompt.keys.shape[1]
+    tokens = own.keys.shape[2]
+    q = (q * jnp.asarray(scale, q.dtype)).reshape(rows, count, asked, groups, heads // groups, width)
+    at = jnp.broadcast_to(at, (at.shape[0], count, asked))
+    to_prompt = unless(visible)[:, None, None, None, None]
+    place = jnp.arange(tokens)[None, None, None]
+
+    def some(part: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        q, at, keys, values = (jnp.moveaxis(x, 0, 1) for x in part)
+        causal = unless(place <= at[..., None])[:, None, None]
+        shared = product("bmqgrk,bsgk->bgrmqs", q, prompt.keys) + to_prompt
+        alone = product("bmqgrk,bmsgk->bgrmqs", q, keys) + causal
+        top = jnp.maximum(shared.max(-1, keepdims=True), alone.max(-1, keepdims=True))
+        shared, alone = jnp.exp(shared - top), jnp.exp(alone - top)
+        total = shared.sum(-1) + alone.sum(-1)
+        mixed = product("bgrmqs,bsgk->mbqgrk", shared.astype(values.dtype), prompt.values)
+        mixed = mixed + product("bgrmqs,bmsgk->mbqgrk", alone.astype(values.dtype), values)
+        return (mixed / jnp.einsum("bgrmq->mbqgr", total)[..., None]).astype(values.dtype)
+
+    by_branch = [jnp.moveaxis(x, 1, 0) for x in (q, at, own.keys, own.values)]
+    size = _at_once(count, rows * heads * asked * (slots + tokens))
+    cut = [x.reshape(count // size, size, *x.shape[1:]) for x in by_branch]
+    mixed = some(tuple(by_branch)) if size == count else jax.lax.map(some, tuple(cut))
+    return jnp.moveaxis(mixed.reshape(count, rows, asked, heads, width), 0, 1)
+
+
+def _at_once(count: int, cells: int) -> int:
+    """The most of `count` continuations, `cells` scores each, that are taken together; it divides their number."""
+    most = max(1, _CELLS.get(sharding.platform(), _CELLS_ELSEWHERE) // cells)
+    return max(size for size in range(1, count + 1) if count % size == 0 and size <= most)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from recjax.core.module import Module, Rngs, param
 from recjax.core.sharding import constrain
 from recjax.nn.attention import NEGATIVE, Masks, allowed_at, attend, attend_library, product, scale_of
-from recjax.nn.cached import Added, Kept, attend_cached, put
+from recjax.nn.cached import Added, Branches, Kept, attend_branches, attend_cached, put
 from recjax.nn.config import TransformerConfig, initializers
 from recjax.nn.layout import Layout, Source
 from recjax.nn.linear import linear
@@ -103,6 +103,26 @@ class SelfAttention(Heads):
         own = put(own, Kept(self._turn(k, positions), v), step)
         q = self._turn(q, positions)
         return self.close(attend_cached(q, (prompt, added.prompt), (own, added.own), scale=self.scale)), own
+
+    def branch(
+        self, x: Float[Array, "b n d"], branches: Branches, prompt: Kept, slots: Int[Array, "b m"] | None
+    ) -> Float[Array, "b _ d"]:
+        """What calling it on rows of the prompt and one continuation each would give for the continuations' tokens.
+
+        For all of them, or for one of each: that at `slots` of x.
+        """
+        if slots is None:
+            q, k, v = self.project(x, "query", "key", "value")
+            places = branches.positions
+        else:
+            [q], (k, v) = self.project(take_slots(x, slots), "query"), self.project(x, "key", "value")
+            places = jnp.take_along_axis(branches.positions, slots, axis=1)
+        q, k = self._turn(q, places), self._turn(k, branches.positions)
+        q, k, v = (y.reshape(y.shape[0], branches.count, -1, *y.shape[2:]) for y in (q, k, v))
+        tokens = k.shape[2]
+        at = jnp.arange(tokens)[None, None] if slots is None else (slots % tokens)[..., None]
+        mixed = attend_branches(q, at, prompt, Kept(k, v), branches.visible, scale=self.scale)
+        return self.close(mixed.reshape(x.shape[0], -1, *mixed.shape[3:]))
 
     def at(
         self, x: Float[Array, "b l d"], layout: Layout, bias: Any, slots: Int[Array, "b q"]

@@ -16,7 +16,7 @@ from recjax.core.errors import ConfigError
 from recjax.core.module import Module, Rngs, one, param, scan, some, stack
 from recjax.nn.attention import allowed, allowed_at
 from recjax.nn.block import Block
-from recjax.nn.cached import Added, Kept, Prompt, Seen, by_beam, by_layer, empty, unless
+from recjax.nn.cached import Added, Branches, Kept, Prompt, Seen, by_beam, by_layer, empty, unless
 from recjax.nn.config import TransformerConfig
 from recjax.nn.heads import masks_of
 from recjax.nn.layout import Layout, Source
@@ -122,6 +122,33 @@ class Transformer(Module):
         kept = (by_layer(suffix), prompt.kept, crossed)
         x, own = scan(self.layers, call, x.astype(self.config.dtype), kept, unroll=self._unroll)
         return self._close(x), by_beam(own)
+
+    def branch(self, prompt: Prompt, x: Float[Array, "b n d"], slots: Int[Array, "b m"]) -> Float[Array, "b m d"]:
+        """The vector of one token of each of m continuations, whose n / m tokens each stand one after another in `x`.
+
+        It is number `slots` of its continuation (0 the first), and what calling gives for the row of the prompt and
+        that continuation; what comes after it is not looked at. Raises `ConfigError` for relative positions.
+        """
+        c, count = self.config, slots.shape[1]
+        if c.relative != "none" or c.cross:
+            raise ConfigError(
+                "this transformer cannot read several continuations of a prompt",
+                where=f"TransformerConfig.relative = {c.relative!r}, cross = {c.cross}",
+                expected="a decoder with learned or rotary positions",
+            )
+        tokens = x.shape[1] // count
+        place = jnp.arange(x.shape[1], dtype=jnp.int32)[None] % tokens
+        branches = Branches(prompt.position[:, None] + 1 + place, prompt.visible, count)
+        asked = slots + tokens * jnp.arange(count, dtype=jnp.int32)[None]
+        below, top = (jax.tree.map(lambda kept, at=at: kept[at], prompt.kept) for at in (slice(0, -1), -1))
+
+        def call(block: Block, x: jax.Array, kept: Kept) -> tuple[jax.Array, None]:
+            return block.branch(x, branches, kept), None
+
+        x = x.astype(c.dtype)
+        if c.num_layers > 1:
+            x, _ = scan(some(self.layers, 0, c.num_layers - 1), call, x, below, unroll=self._unroll)
+        return self._close(self._top.branch(x, branches, top, asked))
 
     def _close(self, x: jax.Array) -> jax.Array:
         return x if self.final_norm is None else self.final_norm(x)
