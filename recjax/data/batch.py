@@ -33,6 +33,8 @@ FIELDS: dict[str, str] = {
     "label_ids": "int32 [b]: the held-out item of an evaluation row, 0 in rows added to fill the batch",
     "query_at": "int32 [b, q]: the slots of an evaluation row whose next items are asked for, -1 where there is none; "
     "with several users in a row, label_ids and all that is said of a user have b * q entries, row by row",
+    "suffix_ids": "int32 [b, m, t]: continuations of the prompt in history_ids, 0 where padded",
+    "suffix_at": "int32 [b, m]: the slot of each continuation whose answer is asked for, -1 where there is none",
     "candidate_ids": "int32 [b, n]: items drawn for an evaluation row, to rank the held-out item among, 0 where padded",
     "seen_ids": "int32 [b, n]: items the user already had, 0 where padded; not to be recommended again",
     "user_index": "int64 [b]: number of the user in the prepared examples, -1 in rows added to fill the batch",
