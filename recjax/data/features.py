@@ -1,8 +1,9 @@
-"""What is known of items besides who had them, as vectors: of a file, of a teacher, or of their titles.
+"""What is known of items besides who had them: vectors of a file, of a teacher or of their titles, or the titles.
 
-Every provider here is a fact of a recipe (`recipe.Recipe.facts`): it gives `item/vectors` float32 [v, c] for the rows
-of a vocabulary, zero for rows that are no items or have no vector. Vectors are standardised, unless asked not to be, so
-that each of the c columns has mean 0 and variance 1 over the items that have one. Nothing here is trained.
+Every provider here is a fact of a recipe (`recipe.Recipe.facts`): it gives `item/vectors` float32 [v, c] or
+`item/text` int32 [v, t] for the rows of a vocabulary, zero for rows that are no items or have none. Vectors are
+standardised, unless asked not to be, so that each of the c columns has mean 0 and variance 1 over the items that have
+one. Nothing here is trained.
 """
 
 from __future__ import annotations
@@ -72,6 +73,34 @@ class TitleVectors:
         """Raises `ExamplesError` when there are no titles."""
         one = examples[0]
         return {"item/vectors": _of_titles(_Same(one), self).copy()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TitleTokens:
+    """The first `length` tokens of every title, as rows of the table of a model that reads items and words.
+
+    They are the words of the task with a text vocabulary, whose rows follow those of the items (`tokens.AtomicIds`).
+    """
+
+    length: int = 16
+
+    def __call__(self, examples: Sequence[Examples]) -> dict[str, np.ndarray]:
+        """Raises `ExamplesError` when there is no text vocabulary, or no item has a title."""
+        one = next((e for e in examples if e.text_vocab is not None), None)
+        if one is None or one.text_vocab is None:
+            raise ExamplesError(
+                "no task of the mixture has a text vocabulary",
+                where=", ".join(str(e.path) for e in examples),
+                expected="a task with texts, such as search",
+            )
+        rows = one.vocab.num_rows
+        out = np.zeros((rows, self.length), np.int32)
+        for row, title in enumerate(one.titles()):
+            ids = one.text_vocab.encode(title)[: self.length] if title and row >= FIRST_ITEM else []
+            out[row, : len(ids)] = np.asarray(ids, np.int32) + rows
+        if not out.any():
+            raise ExamplesError("the items have no titles", where=str(one.path), expected="a text column such as title")
+        return {"item/text": out}
 
 
 def title_vectors(titles: Sequence[str], width: int, ngrams: tuple[int, int], min_items: int) -> np.ndarray:
