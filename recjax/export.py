@@ -28,7 +28,7 @@ from recjax.core.module import Functional, Params
 from recjax.core.state import by_path, from_paths
 from recjax.data.examples import Examples
 from recjax.data.spelling import Prompts
-from recjax.data.text import TextVocab
+from recjax.data.text import Tokenizer
 from recjax.data.vocab import FIRST_ITEM, ItemVocab
 from recjax.models.folded import fold
 from recjax.recommend import TIMES, Recommend, make_recommend
@@ -54,7 +54,7 @@ def export_bundle(
     times: str = "none",
     prompts: Prompts | None = None,
     catalogue: Catalogue | None = None,
-    text: TextVocab | None = None,
+    text: Tokenizer | None = None,
     text_prompt: str = "",
     recommends: bool = True,
     facets: Mapping[str, Sequence[str | None]] | None = None,
@@ -137,7 +137,7 @@ def export_bundle(
 
 
 def _write_prompts(
-    folder: Path, prompts: Prompts, prompt_length: int, text: TextVocab | None, text_prompt: str
+    folder: Path, prompts: Prompts, prompt_length: int, text: Tokenizer | None, text_prompt: str
 ) -> dict[str, Any]:
     """Write how items and queries are spelled; what the manifest says of it."""
     told: dict[str, Any] = {"prompt_length": prompt_length}

@@ -31,7 +31,7 @@ from recjax.core.errors import ExamplesError
 from recjax.core.folder import check_files, new_folder, read_manifest, write_manifest
 from recjax.data.record import Columns, Field, Schema
 from recjax.data.shards import SHARD_BYTES, DiskSource, ExampleSource, ShardWriter, read_all
-from recjax.data.text import TextVocab, load_text
+from recjax.data.text import Tokenizer, load_text
 from recjax.data.vocab import ItemVocab
 
 FORMAT = 3
@@ -83,7 +83,7 @@ def write_examples(
     items: Any,
     users: Any,
     facts: Mapping[str, Any],
-    text: TextVocab | None = None,
+    text: Tokenizer | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Iterator[ExamplesWriter]:
     """Write a prepared folder, which appears when the block ends well; raises `ExamplesError` when `path` exists.
@@ -141,7 +141,7 @@ class Examples:
         return ItemVocab.load(self.path / "vocabulary.json")
 
     @functools.cached_property
-    def text_vocab(self) -> TextVocab | None:
+    def text_vocab(self) -> Tokenizer | None:
         """The vocabulary of the field `text`; None where the examples have no text."""
         return load_text(self.path / _TEXT, self.manifest["text_size"]) if "text_hash" in self.manifest else None
 

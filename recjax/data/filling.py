@@ -46,12 +46,14 @@ def fill(
     sources: Sequence[ExampleSource],
     *,
     mask_rate: float,
+    has_loss: Sequence[bool],
     rankings: Sequence[Rankings] = (),
 ) -> None:
     """Copy these rows of the block into a batch of padding that was made for them; `sources[t]` are task t's examples.
 
-    With `mask_rate` a slot shows the event to be predicted there, unless it is hidden. `rankings[t]`, where there are
-    any, are a teacher's lists for the events of task t.
+    With `mask_rate` a slot shows the event to be predicted there, unless it is hidden. Where `has_loss[t]`, examples of
+    task t have a list `loss`, and events with 0 there are no targets. `rankings[t]`, where there are any, are a
+    teacher's lists for the events of task t.
     """
     kept = slice(int(block.bounds[rows.start]), int(block.bounds[rows.stop]))
     flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in batch.items()}
@@ -62,7 +64,7 @@ def fill(
         example, length, skip = block.example[mine], block.length[mine], block.skip[mine]
         if not len(example):
             continue
-        found = source.read(example, names)
+        found = source.read(example, (*names, "loss") if has_loss[number] else names)
         items, begins = found["items"]
         place = spans(np.zeros_like(length), length)  # inside the window
         to = place + np.repeat((block.row[mine] - rows.start) * row_length + block.offset[mine], length)
@@ -81,6 +83,8 @@ def fill(
             flat["history_ids"][to] = items[shown]
         targets = items[asked]
         is_target &= targets != OOV
+        if has_loss[number]:
+            is_target &= found["loss"][0][asked] > 0
         flat["target_ids"][to] = np.where(is_target, targets, PAD)
         flat["weight"][to] = is_target
         flat["positions"][to] = place

@@ -61,6 +61,8 @@ class Feed:
     last event of each window is, in rows of `answer_length` tokens of their own; "every" is the history for that. The
     first `text_length` tokens of a text are read.
 
+    Where examples say with a list `loss` which of their events are predicted, the others have weight 0.
+
     With a `teacher`, `teacher/rows` and `teacher/distance` give its list for each event to be predicted.
 
     With `pack` several windows share a row, without it each has its own. `block` is the number of windows packed at a
@@ -200,7 +202,8 @@ def train_batches(
     `history_ids`, `target_ids`, `positions`, `segment_ids`, `weight`, and `history_time` and `query_time` as
     `feed.times` says, each [batch_size / process_count, row_length]. The slices of all processes, one after the other,
     are the batch of a single process. An item outside the vocabulary stays in the history and is no target. Raises
-    `ExamplesError` when the tasks do not go together and `ConfigError` when the batch cannot be divided.
+    `ExamplesError` when the tasks do not go together, and `ConfigError` when the batch cannot be divided, or windows
+    would cut examples that make sense only as a whole.
     """
     rows = process_rows(feed.batch_size, process_index, process_count)
     given = len(examples) if callable(rates) else len(rates)
@@ -215,13 +218,14 @@ def train_batches(
                 mend="make them from the same log with the same split",
             )
     for one in examples:
-        if feed.times != "none" and not any(f.name == "times" for f in one.schema("train")):
+        if feed.times != "none" and not _has(one, "times"):
             raise ExamplesError(
                 "the examples have no times",
                 where=str(one.path),
                 expected=f"a log with timestamps, because Feed.times = {feed.times!r}",
                 mend="set Feed.times = 'none', or bring a log with timestamps",
             )
+    _check_whole(examples, feed)
     rankings = [feed.teacher.read(e) for e in examples] if feed.teacher else []
     sources = [e.source("train", memory_bytes=int(feed.memory_gib * 2**30)) for e in examples]
     speller = None if tokens is None else _speller(tokens, examples, sources, feed)
@@ -249,7 +253,8 @@ def train_batches(
     if tokens is not None:
         order |= {"tokens": tokens.hash, "spelled": [feed.answer, feed.answer_length, feed.text_length]}
     identity = hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()[:16]
-    parent = _RowIterator(sources, stream, feed, rows, identity, rankings, speller)
+    has_loss = [_has(one, "loss") for one in examples]
+    parent = _RowIterator(sources, stream, feed, rows, identity, has_loss, rankings, speller)
     return BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator(parent, feed.prefetch), stream)
 
 
@@ -263,11 +268,12 @@ class _RowIterator(grain.DatasetIterator[Batch]):
         feed: Feed,
         rows: slice,
         identity: str,
+        has_loss: Sequence[bool],
         rankings: Sequence[Rankings],
         speller: Speller | None,
     ) -> None:
         super().__init__()
-        self._rankings, self._speller = rankings, speller
+        self._has_loss, self._rankings, self._speller = has_loss, rankings, speller
         self._sources, self._stream, self._feed, self._rows, self._identity = sources, stream, feed, rows, identity
         self._block, self._row = 0, 0
 
@@ -312,7 +318,26 @@ class _RowIterator(grain.DatasetIterator[Batch]):
         if self._speller is not None:
             self._speller.fill(part, block, kept)
         else:
-            fill(part, block, kept, self._sources, mask_rate=self._feed.mask_rate, rankings=self._rankings)
+            more = {"mask_rate": self._feed.mask_rate, "has_loss": self._has_loss, "rankings": self._rankings}
+            fill(part, block, kept, self._sources, **more)
+
+
+def _has(examples: Examples, name: str) -> bool:
+    """Whether the training examples have this field."""
+    return any(field.name == name for field in examples.schema("train"))
+
+
+def _check_whole(examples: Sequence[Examples], feed: Feed) -> None:
+    """Raise `ConfigError` when a window is shorter than an example that must not be cut, such as a prompt."""
+    for one in examples:
+        longest = one.manifest.get("longest_whole", 0)
+        if longest - 1 > feed.history_length:
+            raise ConfigError(
+                f"examples of {longest} tokens would be cut",
+                where=f"Feed.history_length = {feed.history_length}, task {one.manifest['task']}",
+                expected=f"at least {longest - 1}",
+                mend="raise Feed.history_length and Feed.row_length, or lower the budget of the prompts",
+            )
 
 
 def _speller(tokens: Tokens, examples: Sequence[Examples], sources: Sequence[ExampleSource], feed: Feed) -> Speller:
@@ -324,7 +349,14 @@ def _speller(tokens: Tokens, examples: Sequence[Examples], sources: Sequence[Exa
     ):
         if value != only:
             raise ConfigError(f"Feed.{name} = {value!r} where items are spelled in tokens", expected=repr(only))
-    has_text = [any(f.name == "text" for f in e.schema("train")) for e in examples]
+    masked = next((e for e in examples if _has(e, "loss")), None)
+    if masked is not None:
+        raise ConfigError(
+            "examples that say which of their events are predicted cannot be spelled in other tokens",
+            where=str(masked.path),
+            mend="take Recipe.spelling away: texts are in tokens already",
+        )
+    has_text = [_has(e, "text") for e in examples]
     shape = Shape(
         answer=feed.answer,
         text_length=feed.text_length,

@@ -14,11 +14,12 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from recjax.core.errors import ConfigError, DataError
+from recjax.data.text_json import TokenizerJson
 from recjax.data.vocab import stable_hash
 
 # As in T5's vocabulary; a model that is given may have others.
@@ -26,6 +27,41 @@ PAD, END, UNKNOWN = 0, 1, 2
 SPECIAL = 3
 MAX_TEXTS = 1_000_000
 _MAX_BYTES = 4192  # of one text: the trainer leaves out longer ones
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What spells texts: a `TextVocab`, or the tokenizer of an imported model (`text_json.py`)."""
+
+    @property
+    def model(self) -> bytes:
+        """The file that it is read from."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Ids are below it."""
+        ...
+
+    @property
+    def hash(self) -> str: ...
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """What stands for each id, all different."""
+        ...
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 [n]: the ids of a text, none of which is special."""
+        ...
+
+    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str: ...
+
+    def special(self, piece: str) -> int | None:
+        """The id of a token that no text is spelt with, such as the end of a turn; None where there is none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +83,7 @@ class TextVocab:
     def _pieces(self) -> Any:
         return _processor(self.model)
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """16 hexadecimal digits, the same for the same model and size."""
         return hashlib.sha256(self.model + self.size.to_bytes(8, "little")).hexdigest()[:16]
@@ -59,6 +95,21 @@ class TextVocab:
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         """The text of these ids, normalised as the model does; ids that spell nothing are left out."""
         return self._pieces.decode([i for i in np.asarray(ids).tolist() if 0 <= i < self._pieces.get_piece_size()])
+
+    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each of many texts."""
+        return [np.array(ids, np.int32) for ids in self._pieces.encode(list(texts), num_threads=1)]
+
+    def special(self, piece: str) -> int | None:
+        """The id of a control piece, which no text is spelt with; None where there is none of that name."""
+        found = self._pieces.piece_to_id(piece)
+        return found if self._pieces.is_control(found) else None
+
+    @functools.cached_property
+    def pieces(self) -> tuple[str, ...]:
+        """What stands for each id, all different."""
+        known = self._pieces.get_piece_size()
+        return tuple(self._pieces.id_to_piece(i) if i < known else f"<no piece {i}>" for i in range(self.size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,19 +165,45 @@ def train_pieces(texts: Iterable[str], *, size: int, fold_case: bool = True) -> 
     Neither the order of the texts nor repeats of one matter. Of more than `MAX_TEXTS` texts as many are taken, by hash.
     Raises `DataError` when there is nothing to learn from, or `size` has no room for the characters of the text.
     """
+    return _trained(
+        texts,
+        vocab_size=size,
+        character_coverage=0.9995,
+        normalization_rule_name="nmt_nfkc_cf" if fold_case else "nmt_nfkc",
+    )
+
+
+def train_prompt_pieces(texts: Iterable[str], *, size: int, specials: Sequence[str], words: Sequence[str]) -> bytes:
+    """The bytes of a unigram model for prompts and answers, of at most `size` pieces.
+
+    A text is spelt as it is, spaces, lines and capitals too, bytes where there is no piece, so that parts of a prompt
+    can be spelt one by one. `specials` become control pieces, which no text is spelt with; each of `words`, alone or
+    after a space, is one piece wherever it stands. Raises what `train_pieces` raises.
+    """
+    whole = [word for each in words for word in (each, f"\u2581{each}")]
+    return _trained(
+        texts,
+        vocab_size=size,
+        character_coverage=0.9995,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        byte_fallback=True,
+        control_symbols=list(specials),
+        user_defined_symbols=["\n", *whole],
+    )
+
+
+def _trained(texts: Iterable[str], **settings: Any) -> bytes:
     import sentencepiece
 
-    chosen = _chosen(texts)
     out = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(chosen),
+            sentence_iterator=iter(_chosen(texts)),
             model_writer=out,
             model_type="unigram",
-            vocab_size=size,
             hard_vocab_limit=False,
-            character_coverage=0.9995,
-            normalization_rule_name="nmt_nfkc_cf" if fold_case else "nmt_nfkc",
             max_sentence_length=_MAX_BYTES,
             pad_id=PAD,
             eos_id=END,
@@ -134,6 +211,7 @@ def train_pieces(texts: Iterable[str], *, size: int, fold_case: bool = True) -> 
             bos_id=-1,  # none
             num_threads=1,  # sums of several threads need not come in one order
             minloglevel=2,
+            **settings,
         )
     except RuntimeError as error:
         said = str(error)
@@ -146,7 +224,7 @@ def train_pieces(texts: Iterable[str], *, size: int, fold_case: bool = True) -> 
             ) from None
         if "smaller than required_chars" in said:
             raise DataError(
-                f"a text vocabulary of {size} has no room for the characters of the text",
+                f"a text vocabulary of {settings['vocab_size']} has no room for the characters of the text",
                 where="TextConfig.size",
                 expected=said.rpartition("required_chars.")[2].strip() or "a larger one",
                 mend="raise TextConfig.size",
@@ -155,9 +233,15 @@ def train_pieces(texts: Iterable[str], *, size: int, fold_case: bool = True) -> 
     return out.getvalue()
 
 
-def load_text(path: str | os.PathLike[str], size: int) -> TextVocab:
-    """The vocabulary of a prepared folder's `text.model`."""
-    return TextVocab(Path(path).read_bytes(), size)
+def load_text(path: str | os.PathLike[str], size: int) -> Tokenizer:
+    """The vocabulary of a prepared folder's `text.model`, whichever of the two kinds it is."""
+    model = Path(path).read_bytes()
+    return TokenizerJson(model, size) if is_json(model) else TextVocab(model, size)
+
+
+def is_json(model: bytes) -> bool:
+    """Whether this is the file of a Hugging Face tokenizer, and not that of a SentencePiece model."""
+    return model.lstrip()[:1] == b"{"
 
 
 def _chosen(texts: Iterable[str]) -> Sequence[str]:

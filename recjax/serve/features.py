@@ -15,7 +15,7 @@ from time import time as clock
 
 import numpy as np
 
-from recjax.data.text import TextVocab
+from recjax.data.text import Tokenizer
 from recjax.data.vocab import FIRST_ITEM, OOV, PAD, ItemVocab
 
 NAME, TOKENS = "last_events", "tokens"
@@ -29,7 +29,7 @@ class Texts:
     Piece t has row `start + t` of the model's table.
     """
 
-    vocab: TextVocab
+    vocab: Tokenizer
     start: int
     length: int
     prompt: str = ""

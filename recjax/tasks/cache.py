@@ -18,6 +18,7 @@ from recjax.data.examples import FORMAT
 from recjax.data.identity import source_hash
 from recjax.data.sources import DataDir
 from recjax.data.text import TextConfig
+from recjax.prompts.tokenizer import TokenizerConfig
 from recjax.tasks.work import LATER, Task
 
 
@@ -51,7 +52,7 @@ def described(value: Any) -> Any:
     if isinstance(value, DataDir):
         source = {"columns": described(value.columns)}
         return source if value.path else {**source, "simulate": described(value.simulate)}
-    if isinstance(value, TextConfig):
+    if isinstance(value, TextConfig | TokenizerConfig):
         return value.told()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         told = [

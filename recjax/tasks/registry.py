@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from recjax.tasks.documents import Documents
 from recjax.tasks.next_item import NextItem
+from recjax.tasks.prompted_ranking import GenreAffinity, Rated, Relevance, Stars, WatchNext
 from recjax.tasks.search import Search
 from recjax.tasks.work import Task
 
-KINDS: dict[str, type[Task]] = {"next_item": NextItem, "search": Search}
+KINDS: dict[str, type[Task]] = {
+    "next_item": NextItem,
+    "search": Search,
+    "documents": Documents,
+    "like": Rated,
+    "stars": Stars,
+    "next": WatchNext,
+    "genre": GenreAffinity,
+    "relevance": Relevance,
+}

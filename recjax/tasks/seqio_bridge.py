@@ -114,7 +114,7 @@ def _features(work: Work) -> dict[str, Any]:
     features = {}
     rows, numbers = seqio.PassThroughVocabulary(work.vocab.num_rows), seqio.PassThroughVocabulary(0)
     vocabularies: dict[str, Any] = dict.fromkeys(_ITEMS, rows)
-    if work.text is not None:
+    if isinstance(work.text, TextVocab):
         vocabularies["text"] = text_vocabulary(work.text)
     schemas = list(work.schemas.values())
     for field in {field.name: field for schema in schemas for field in schema}.values():

@@ -16,7 +16,7 @@ import numpy as np
 
 from recjax.data.record import Column, Columns, Field, Schema
 from recjax.data.sources import DataDir
-from recjax.data.text import TextVocab
+from recjax.data.text import TextVocab, Tokenizer
 from recjax.data.vocab import ItemVocab
 
 Example = dict[str, Any]
@@ -77,7 +77,7 @@ class Work:
     items: Any
     users: Any
     facts: Mapping[str, Any] = field(default_factory=dict)
-    text: TextVocab | None = None
+    text: Tokenizer | None = None
 
 
 @runtime_checkable
