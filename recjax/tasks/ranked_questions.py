@@ -116,11 +116,9 @@ def genre_affinity(task: GenreAffinity, log: Log) -> Questions:
 
     def one_of_each(event: int, following: Sequence[int]) -> list[str]:
         coming = {genre for e in following for genre in log.genres[log.item[e]]}
-        draws = hashes(len(genres), task.seed, _GENRE, event)
-        found = [genres[k] for k in np.argsort(draws).tolist()]
-        return [
-            next(g for g in found if (g in coming) == is_in) for is_in in (True, False) if _any(found, coming, is_in)
-        ]
+        found = [genres[k] for k in np.argsort(hashes(len(genres), task.seed, _GENRE, event)).tolist()]
+        first = (next((g for g in found if (g in coming) == is_coming), None) for is_coming in (True, False))
+        return [genre for genre in first if genre is not None]
 
     def questions(period: int) -> Iterator[Asked]:
         for user, events in _users(task, log, period):

@@ -1,4 +1,4 @@
-"""Prompts: budgets that cut whole events and fields alone, prefixes that all candidates share, fields that are checked."""
+"""Prompts: budgets that cut whole events and fields alone, prefixes that candidates share, fields that are checked."""
 
 import numpy as np
 import pytest
