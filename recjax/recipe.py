@@ -180,8 +180,7 @@ class Assembly:
                 if not name.startswith("item/") or name in found:
                     raise ValueError(f"a fact must have a name of its own that begins with item/, not {name!r}")
                 by_row = value.ndim and value.shape[0] in (self.vocab.num_rows, self.num_rows)
-                sharding = self.mesh.sharding(("items",) if by_row else ())
-                found[name] = jax.make_array_from_callback(value.shape, sharding, lambda i, value=value: value[i])
+                found[name] = self.mesh.put(value, ("items",) if by_row else ())
         return found
 
     def _make_catalogue(self) -> Spelled | None:
@@ -190,7 +189,7 @@ class Assembly:
             return None
         beams = self.recipe.beams or max(self.recipe.evaluation.k)
         catalogue, arrays = spelled(self.tokens, beams=beams, temperature=self.temperature)
-        self.facts |= {name: jax.device_put(array, self.mesh.sharding()) for name, array in arrays.items()}
+        self.facts |= {name: self.mesh.put(array) for name, array in arrays.items()}
         return catalogue
 
     @property
@@ -302,15 +301,13 @@ class Assembly:
         if self.tokens is not None:
             count, valid, num_items = self.tokens.counts(count), self.tokens.valid, sum(self.tokens.sizes)
         trained = valid & (count > 0)
-        sharding = self.mesh.sharding(("items",))
         const: dict[str, jax.Array] = {
-            "item_count": jax.make_array_from_callback(count.shape, sharding, lambda i: count[i]),
-            "item_valid": jax.make_array_from_callback(valid.shape, sharding, lambda i: valid[i]),
-            "item_trained": jax.make_array_from_callback(valid.shape, sharding, lambda i: trained[i]),
-            "num_items": jax.device_put(np.int32(num_items), self.mesh.sharding()),
+            "item_count": self.mesh.put(count, ("items",)),
+            "item_valid": self.mesh.put(valid, ("items",)),
+            "item_trained": self.mesh.put(trained, ("items",)),
+            "num_items": self.mesh.put(np.asarray(num_items, np.int32)),
             **self.facts,
         }
-        with self.mesh.activate():
-            for objective in self.recipe.objectives:
-                const |= jax.jit(objective.prepare)(const)
+        for objective in self.recipe.objectives:
+            const |= self.mesh.run(objective.prepare, const)
         return const

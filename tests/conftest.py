@@ -40,11 +40,12 @@ def recjax_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs TensorFlow where seqio cannot be installed (Python 3.12)."""
-    if importlib.util.find_spec("seqio") is None:
-        left_out = [item for item in items if item.get_closest_marker("tensorflow")]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+    """Leave out what needs TensorFlow where seqio cannot be installed (Python 3.12), or a compiler that is not there."""
+    for marker, package in (("tensorflow", "seqio"), ("libtpu", "libtpu")):
+        if importlib.util.find_spec(package) is None:
+            left_out = [item for item in items if item.get_closest_marker(marker)]
+            items[:] = [item for item in items if item not in left_out]
+            config.hook.pytest_deselected(items=left_out)
 
 
 def prepare_plainly(task: Any, cache: Path | None = None) -> None:

@@ -5,10 +5,11 @@ name is split over. The rest of the code never spells a mesh axis, apart from th
 catalogue softmax, catalogue top-k), which ask `Mesh.axes_of`.
 
 Axis letters used in shapes everywhere: b batch row, l position in a row, t text token, d width, h heads, k head
-width, f MLP width, v catalogue rows, n negatives, m tasks or domains, s fields, r rank.
+width, f MLP width, e experts, v catalogue rows, n negatives, m tasks or domains, s fields, r rank.
 
-Logical names: batch, length, items, pieces, embed, mlp, heads, head_dim, layers, and None for a dimension never split.
-Mesh axes: `replica` (slices), `data`, `model`.
+Logical names: batch, length, items, pieces, embed, mlp, heads, head_dim, experts, expert_embed (the width of an
+expert's weights), layers, and None for a dimension never split.
+Mesh axes: `replica` (slices), `data`, `expert` (a part of the batch and of the experts), `model`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -25,24 +26,37 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from recjax.core.errors import MeshError
+from recjax.core.placement import placed
 
-AXES = ("replica", "data", "model")
-BATCH_AXES = ("replica", "data")
+AXES = ("replica", "data", "expert", "model")
+BATCH_AXES = ("replica", "data", "expert")
 
 Rules = dict[str, tuple[str, ...]]
 
 # A table is only ever split by rows: its lookups and its softmax are shard_map islands that move activations, so no
-# step gathers a table. Under "fsdp" the rows lie over the data axis, which holds the batch as well.
+# step gathers a table. Under "fsdp" the rows lie over the data axis, which holds the batch as well. Experts have an
+# axis of their own, on which all other parameters lie as on the data axis; without one they lie on the data axis
+# (`_without_expert_axis`). They never move either.
+_FSDP = ("data", "expert")
 PRESETS: dict[str, Rules] = {
-    "data": {"batch": BATCH_AXES},
-    "fsdp": {"batch": BATCH_AXES, "items": ("data",), "pieces": ("data",), "embed": ("data",)},
+    "data": {"batch": BATCH_AXES, "experts": ("expert",)},
+    "fsdp": {
+        "batch": BATCH_AXES,
+        "items": _FSDP,
+        "pieces": _FSDP,
+        "embed": _FSDP,
+        "experts": ("expert",),
+        "expert_embed": ("data",),
+    },
     "fsdp_model": {
         "batch": BATCH_AXES,
-        "items": ("data", "model"),
-        "pieces": ("data", "model"),
-        "embed": ("data",),
+        "items": (*_FSDP, "model"),
+        "pieces": (*_FSDP, "model"),
+        "embed": _FSDP,
         "mlp": ("model",),
         "heads": ("model",),
+        "experts": ("expert",),
+        "expert_embed": ("data",),
     },
 }
 
@@ -94,6 +108,30 @@ class Mesh:
         sharding = self.sharding(("batch",))
         return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
+    @property
+    def is_described(self) -> bool:
+        """Whether the devices are only described, to compile for: they run nothing and hold no arrays."""
+        return getattr(self.devices.devices.flat[0].client, "runtime_type", "") == "compile_only_runtime"
+
+    def put(self, value: np.ndarray, names: tuple[str | None, ...] = ()) -> Any:
+        """An array that all processes have, laid out by its logical names; its shape where devices are described."""
+        sharding = self.sharding(names)
+        if self.is_described:
+            return jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype), sharding=sharding)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function` jitted, on this mesh; its results' shapes and shardings where devices are described."""
+        jitted = jax.jit(function)
+        with self.activate():
+            if not self.is_described:
+                return jitted(*arguments)
+            traced = jitted.trace(*arguments)
+            places = traced.lower().compile().output_shardings
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), traced.out_info, places
+        )
+
     @contextlib.contextmanager
     def activate(self) -> Iterator[None]:
         """Make this the mesh that `constrain` and the shard_map islands see while tracing."""
@@ -140,8 +178,15 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
                 where=f"MESH = {config.shape!r}",
                 mend="use another preset (SHARDING) or make that axis 1",
             )
-    grid = np.asarray(devices, dtype=object).reshape(sizes)
+    if sizes[AXES.index("expert")] == 1:
+        rules = _without_expert_axis(rules)
+    grid = placed(devices, sizes, where=f"MESH = {config.shape!r}")
     return Mesh(jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES)), rules)
+
+
+def _without_expert_axis(rules: Rules) -> Rules:
+    """Experts take the place of the width of their weights, which is then whole."""
+    return {**rules, "experts": rules.get("expert_embed", ()), "expert_embed": ()}
 
 
 def _parse(shape: str, count: int) -> tuple[int, ...]:

@@ -1,0 +1,1 @@
+"""What is known of machines before they are there: chips, topologies, and what a compiled program will do on them."""

@@ -1,0 +1,196 @@
+"""Costs read from programs are those that can be worked out by hand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from recjax.launch import hlo
+from recjax.launch.cost import Cost, convolution_flops, cost_of, trips
+from recjax.launch.traffic import group_size
+
+F32 = 4
+
+
+def compiled(function, *shapes, devices: int = 1) -> Cost:
+    text = jax.jit(function).lower(*shapes).compile().as_text()
+    assert text is not None
+    return cost_of(hlo.parse(text), devices=devices)
+
+
+def shape(*dims: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dims, np.float32)
+
+
+def test_products_in_loops_count_as_often_as_they_run() -> None:
+    def f(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, w: (jnp.sin(x @ w), None), x, w)[0].sum()
+
+    forward = 5 * 2 * 16 * 32 * 32
+    assert compiled(f, shape(5, 32, 32), shape(16, 32)).flops == forward
+    # backward: one product for the weights and one for the stream, and no stream before the first
+    found = compiled(jax.grad(f, argnums=(0, 1)), shape(5, 32, 32), shape(16, 32))
+    assert (found.flops, found.assumed) == (3 * forward, 0)
+
+
+def test_the_dearest_branch_counts() -> None:
+    def f(at: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.cond(at > 0, lambda x: x @ x, lambda x: x @ x @ x, x)
+
+    found = compiled(f, jax.ShapeDtypeStruct((), np.int32), shape(64, 64))
+    assert found.flops == 2 * 2 * 64**3
+
+
+def test_a_loop_that_the_data_ends_walks_through_its_array() -> None:
+    def f(count: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
+        def body(i: jax.Array, out: jax.Array) -> jax.Array:
+            part = jax.lax.dynamic_slice_in_dim(x, i * 8, 8)
+            return jax.lax.dynamic_update_slice_in_dim(out, part @ w, i * 8, 0)
+
+        return jax.lax.fori_loop(0, count, body, jnp.zeros((48, 16)))
+
+    found = compiled(f, jax.ShapeDtypeStruct((), np.int32), shape(48, 32), shape(32, 16))
+    assert (found.flops, found.assumed) == (2 * 48 * 32 * 16, 1)
+
+
+def test_collectives_of_a_sharded_program() -> None:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def put(shape: tuple[int, ...], *spec: str | None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, np.float32, sharding=NamedSharding(mesh, P(*spec)))
+
+    def island(function, ins, out):
+        return jax.shard_map(function, mesh=mesh, in_specs=ins, out_specs=out, check_vma=False)
+
+    x = put((64, 16), "data")
+    summed = compiled(island(lambda x: jax.lax.psum(x, "data"), P("data"), P()), x, devices=8)
+    part = 8 * 16 * F32
+    assert dict(summed.sent) == {"all-reduce": 2 * part * 7 / 8}
+    gathered = island(lambda x: jax.lax.all_gather(x, "data", tiled=True), P("data"), P())
+    assert dict(compiled(gathered, x, devices=8).sent) == {"all-gather": 7 * part}
+    scattered = island(lambda x: jax.lax.psum_scatter(x, "data", tiled=True), P(), P("data"))
+    assert dict(compiled(scattered, put((64, 16)), devices=8).sent) == {"reduce-scatter": 7 * part}
+
+    def looped(x: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, 3, lambda i, x: jnp.sin(jax.lax.psum(x, "data")), x)
+
+    three = compiled(island(looped, P("data"), P("data")), x, devices=8)
+    assert (three.times["all-reduce"], three.sent["all-reduce"]) == (3, 3 * 2 * part * 7 / 8)
+    assert three.sent_within() == three.sent["all-reduce"] and not three.sent_between()
+
+
+def test_memory_traffic_of_an_elementwise_program() -> None:
+    found = compiled(lambda x, y: x * y + 1, shape(256, 64), shape(256, 64))
+    assert found.memory == 3 * 256 * 64 * F32
+    assert found.largest(1)[0].bytes == 256 * 64 * F32
+
+
+def test_only_the_slice_of_a_stack_is_read() -> None:
+    def f(at: jax.Array, stack: jax.Array) -> jax.Array:
+        return jnp.sin(jax.lax.dynamic_index_in_dim(stack, at, keepdims=False))
+
+    found = compiled(f, jax.ShapeDtypeStruct((), np.int32), shape(100, 64, 64))
+    assert found.memory <= 2 * 64 * 64 * F32 + 16
+
+
+# A product with a batch of 4 x 2 as a TPU program writes it, a plain one, and a real convolution with padding.
+CONVOLUTIONS = [
+    (
+        "f32[4,2,100,200]",
+        "f32[4,2,100,32]",
+        "f32[4,2,200,32]",
+        "window={size=4x2 stride=3x1 lhs_dilate=4x2}, dim_labels=01bf_01oi->01bf",
+        2 * 4 * 2 * 100 * 200 * 32,
+    ),
+    ("f32[4,200,192]", "f32[4,200,64]", "f32[64,192,1]", "window={size=1}, dim_labels=0bf_io0->0bf", 2 * 800 * 192 * 64),
+    ("f32[1,5,3]", "f32[1,5,2]", "f32[3,2,3]", "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f", 2 * 13 * 2 * 3),
+]
+
+
+@pytest.mark.parametrize("result, left, right, attributes, expected", CONVOLUTIONS)
+def test_convolutions(result: str, left: str, right: str, attributes: str, expected: int) -> None:
+    text = (
+        f"ENTRY %main (a: {left}, b: {right}) -> {result} {{\n  %a = {left} parameter(0)\n  %b = {right} parameter(1)\n"
+        f"  ROOT %c = {result} convolution(%a, %b), {attributes}\n}}\n"
+    )
+    entry = hlo.parse(text).entry
+    assert convolution_flops(entry, entry.root) == expected
+
+
+@pytest.mark.parametrize(
+    "groups, expected",
+    [
+        ("{{0,1},{2,3},{4,5},{6,7}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("[2,4]<=[4,2]T(1,0)", 4),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", 8),
+        ("mesh['axis_0'=8] {'axis_0':(1)2}", 2),
+        ("{}", 8),
+    ],
+)
+def test_groups(groups: str, expected: int) -> None:
+    text = (
+        "ENTRY %main (a: f32[8]) -> f32[8] {\n  %a = f32[8] parameter(0)\n"
+        f"  ROOT %r = f32[8] all-reduce(%a), channel_id=1, replica_groups={groups}, to_apply=%add\n}}\n"
+    )
+    assert group_size(hlo.parse(text).entry.root, 8) == expected
+
+
+SLICES = """%all-reduce-scatter.1 (input.1: bf16[512,512]) -> bf16[128,512] {
+  %input.1 = bf16[512,512]{1,0} parameter(0)
+  %all-reduce.12 = bf16[512,512]{1,0} all-reduce(%input.1), channel_id=5, replica_groups={{0,1,2,3}}, to_apply=%add
+  %constant.1 = s32[] constant(0)
+  ROOT %dynamic-slice.1 = bf16[128,512]{1,0} dynamic-slice(%all-reduce.12, %constant.1, %constant.1), \
+dynamic_slice_sizes={128,512}
+}
+
+ENTRY %main (a: bf16[512,512]) -> bf16[128,512] {
+  %a = bf16[512,512]{1,0} parameter(0)
+  %fusion.1 = bf16[128,512]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+  %fusion.2 = bf16[128,512]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+  %after-all.1 = token[] after-all()
+  %send.1 = (bf16[128,512]{1,0}, u32[], token[]) send(%fusion.1, %after-all.1), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %copy = bf16[128,512]{1,0} copy(%fusion.1)
+}
+"""
+
+
+def test_what_leaves_a_slice_is_told_apart() -> None:
+    found = cost_of(hlo.parse(SLICES), devices=8, slices=2)
+    whole, part = 512 * 512 * 2, 128 * 512 * 2
+    # the second fusion is a part of the first: one channel, one collective
+    assert dict(found.sent) == {"reduce-scatter": whole * 3 / 4, "all-reduce between slices": 2 * part / 2}
+    assert (found.sent_within(), found.sent_between()) == (whole * 3 / 4, part)
+
+
+LOOP = """%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  ROOT %p = (s32[], f32[4]) parameter(0)
+}
+
+%condition (p: (s32[], f32[4])) -> pred[] {
+  %p = (s32[], f32[4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] constant(4)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (a: f32[4]) -> (s32[], f32[4]) {
+  %a = f32[4] parameter(0)
+  %first = s32[] constant(START)
+  %moved = s32[] copy(%first)
+  %t = (s32[], f32[4]) tuple(%moved, %a)
+  ROOT %w = (s32[], f32[4]) while(%t), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_loop_of_which_the_first_turn_was_taken_out(start: int) -> None:
+    program = hlo.parse(LOOP.replace("START", str(start)))
+    assert trips(program, program.entry, program.entry.root) == (4 - start, True)
