@@ -1,4 +1,4 @@
-"""`recjax compile`: what it says of a program is what can be worked out, and a program that does not fit is a status."""
+"""`recjax compile`: what it says of a program can be worked out, and a program that does not fit is a status."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ OOM = (
     "temporaries (32.00G) exceeds available HBM (15.75G). HLO module: jit_step."
 )
 OLD_OOM = (
-    "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 190.5G of 95.74G hbm. Exceeded hbm capacity by 94.8G."
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 190.5G of 95.74G hbm. Exceeded hbm capacity by "
+    "94.8G."
 )
 
 

@@ -40,7 +40,7 @@ def recjax_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs TensorFlow where seqio cannot be installed (Python 3.12), or a compiler that is not there."""
+    """Leave out what needs TensorFlow where seqio cannot be installed (Python 3.12), or an absent compiler."""
     for marker, package in (("tensorflow", "seqio"), ("libtpu", "libtpu")):
         if importlib.util.find_spec(package) is None:
             left_out = [item for item in items if item.get_closest_marker(marker)]

@@ -106,7 +106,7 @@ CONVOLUTIONS = [
         "window={size=4x2 stride=3x1 lhs_dilate=4x2}, dim_labels=01bf_01oi->01bf",
         2 * 4 * 2 * 100 * 200 * 32,
     ),
-    ("f32[4,200,192]", "f32[4,200,64]", "f32[64,192,1]", "window={size=1}, dim_labels=0bf_io0->0bf", 2 * 800 * 192 * 64),
+    ("f32[4,20,192]", "f32[4,20,64]", "f32[64,192,1]", "window={size=1}, dim_labels=0bf_io0->0bf", 2 * 80 * 192 * 64),
     ("f32[1,5,3]", "f32[1,5,2]", "f32[3,2,3]", "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f", 2 * 13 * 2 * 3),
 ]
 

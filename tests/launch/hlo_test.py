@@ -23,7 +23,7 @@ ENTRY %main.9 (Arg_0.1: f32[8,4]) -> f32[] {
   %fusion.2 = (f32[1,4]{1,0:T(8,128)}, /*index=1*/bf16[2,2]{1,0:T(8,128)(2,1)S(1)}) fusion(%Arg_0.1, %constant.1), \
 kind=kLoop, calls=%fused_computation, metadata={op_name="jit(f)/while/body/dynamic_slice"}, \
 backend_config={"flag_configs":[],"estimated_cycles":"12"}
-  ROOT %custom-call.3 = f32[] custom-call(%fusion.2), custom_call_target="tpu_custom_call", window={size=3x3 pad=1_1x0_2}
+  ROOT %custom-call.3 = f32[] custom-call(%fusion.2), custom_call_target="tpu_call", window={size=3x3 pad=1_1x0_2}
 }
 """
 
@@ -40,7 +40,7 @@ def test_a_tpu_program_is_read() -> None:
     assert fusion.called == {"calls": "fused_computation"}
     assert fusion.op_name == "jit(f)/while/body/dynamic_slice"
     root = program.entry.root
-    assert (root.attribute("custom_call_target"), root.attribute("window")) == ("tpu_custom_call", "{size=3x3 pad=1_1x0_2}")
+    assert (root.attribute("custom_call_target"), root.attribute("window")) == ("tpu_call", "{size=3x3 pad=1_1x0_2}")
     assert program["fused_computation"].root.dims("dynamic_slice_sizes") == (1, 4)
     assert program.entry["constant.1"].literal == "3"
 
