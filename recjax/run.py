@@ -32,6 +32,7 @@ import numpy as np
 from recjax import cli, command
 from recjax.arms import Arm, arms_table, compare_arms, groups
 from recjax.core import distributed
+from recjax.core.config import Snapshot
 from recjax.core.errors import ConfigError, UnservableError
 from recjax.core.flags import Flags, find_file, parse_argv, recipe_files
 from recjax.core.writer import environment, read_metrics
@@ -84,7 +85,11 @@ class Stage:
             "steps": self.outcome.step,
             "best_step": self.outcome.best_step,
             f"valid_{self.recipe.checkpoints.metric}": None if self.outcome.best is None else number(self.outcome.best),
-            **{f"test_{name}": number(values[name]) for name in ("recall@10", "ndcg@10") if name in values},
+            **{
+                f"test_{name}": number(values[name])
+                for name in ("recall@10", "ndcg@10", "auc", "nll")
+                if name in values
+            },
             **({} if self.targets_seen is None else {"targets_seen": f"{self.targets_seen:.1%}"}),
             "training": f"{self.outcome.seconds / 60:.1f} min" if self.outcome.seconds >= 1 else "done before",
         }
@@ -101,9 +106,12 @@ def run(
 ) -> tuple[Path, list[Stage]] | None:
     """Run the stages in `files` for every seed; the report and the last stage of each seed.
 
-    `flags` carries the bindings for all stages. None when a stage was told to stop: started again, it goes on.
+    `flags` carries the bindings for all stages. None when a stage was told to stop: started again, it goes on. What
+    cannot be configured is refused before anything is trained.
     """
     stages: list[Stage] = []
+    for file in files:
+        _recipe(file, files, flags, workdir / f"seed{seeds[0]}", seeds[0])
     for seed in seeds:
         for file in files:
             found = _stage(file, files, flags, workdir / f"seed{seed}", seed=seed, cache=cache, words=words)
@@ -153,10 +161,7 @@ def _stage(
 ) -> Stage | None:
     """Train, infer and evaluate one stage in its place under `folder`; None when it was told to stop."""
     header = read_header(file)
-    bindings = (*_bindings_for(file, files, flags), f"SEED={seed}")
-    if "%STAGES" in file.read_text(encoding="utf-8"):
-        bindings += (f"STAGES={str(folder)!r}",)
-    recipe, snapshot = command.load(dataclasses.replace(flags, gin_files=(str(file),), bindings=bindings))
+    recipe, snapshot = _recipe(file, files, flags, folder, seed)
     place = folder / (file.stem if len(files) > 1 else "")
     outcome = train(recipe, place, snapshot=snapshot, cache=cache, words=words)
     if outcome.stopped == "signal":
@@ -175,6 +180,14 @@ def _stage(
         results=results,
         targets_seen=_targets_seen(recipe, cache) if header.role == "arm" else None,
     )
+
+
+def _recipe(file: Path, files: Sequence[Path], flags: Flags, folder: Path, seed: int) -> tuple[Recipe, Snapshot]:
+    """The recipe of a stage, whose place is in `folder`."""
+    bindings = (*_bindings_for(file, files, flags), f"SEED={seed}")
+    if "%STAGES" in file.read_text(encoding="utf-8"):
+        bindings += (f"STAGES={str(folder)!r}",)
+    return command.load(dataclasses.replace(flags, gin_files=(str(file),), bindings=bindings))
 
 
 def _targets_seen(recipe: Recipe, cache: Path | None) -> float:

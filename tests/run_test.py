@@ -68,6 +68,16 @@ def test_a_command_that_cannot_be_run_says_why(
     assert message in capsys.readouterr().err
 
 
+def test_a_mistake_in_the_last_stage_is_told_before_the_first_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sixth arm has no such model."""
+    words = ["search_and_rec", f"--workdir={tmp_path / 'run'}", "--gin.sequence.Sequence.max_length=50"]
+    assert cli.run(run.main, words) == 2
+    assert "sequence.Sequence.max_length" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_stage_is_given_the_data_it_takes(tmp_path: Path) -> None:
     """Of a system that is trained on one log and used on another; where there is one log, a mistake stays one."""
     first, second = tmp_path / "1_first.gin", tmp_path / "2_second.gin"
