@@ -19,6 +19,7 @@ from recjax.data.identity import source_hash
 from recjax.data.sources import DataDir
 from recjax.data.text import TextConfig
 from recjax.prompts.tokenizer import TokenizerConfig
+from recjax.tasks.prompted_conversations import Jsonl
 from recjax.tasks.work import LATER, Task
 
 
@@ -52,7 +53,7 @@ def described(value: Any) -> Any:
     if isinstance(value, DataDir):
         source = {"columns": described(value.columns)}
         return source if value.path else {**source, "simulate": described(value.simulate)}
-    if isinstance(value, TextConfig | TokenizerConfig):
+    if isinstance(value, TextConfig | TokenizerConfig | Jsonl):
         return value.told()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         told = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from recjax.tasks.documents import Documents
 from recjax.tasks.next_item import NextItem
+from recjax.tasks.prompted_conversations import Conversations, Instructions
 from recjax.tasks.prompted_ranking import GenreAffinity, Rated, Relevance, Stars, WatchNext
 from recjax.tasks.search import Search
 from recjax.tasks.work import Task
@@ -12,6 +13,8 @@ KINDS: dict[str, type[Task]] = {
     "next_item": NextItem,
     "search": Search,
     "documents": Documents,
+    "conversations": Conversations,
+    "instructions": Instructions,
     "like": Rated,
     "stars": Stars,
     "next": WatchNext,
