@@ -69,4 +69,5 @@ class MaskedSequence(Sequence):
     def _fill(self, ids: jax.Array, masked: jax.Array, layout: Layout, train: bool, key: Any) -> dict[str, jax.Array]:
         x, table = lookup_and_pass(self.table[...], ids)
         x = jnp.where(masked[..., None], self.mask[...][None, None].astype(x.dtype), x)
-        return self._score(self._encode(x, (ids != PAD) | masked, layout, train, key), table)
+        hidden, routing = self._encode(x, (ids != PAD) | masked, layout, train, key)
+        return self._score(hidden, table) | routing

@@ -96,12 +96,15 @@ class Sequence(Module):
 
         Reads `history_ids`, `positions` and `segment_ids`, and no target. Where the batch of an evaluation says with
         `query_at` [b, q] which slots it is about, a transformer makes `query` [b, q, d], `hidden` at those, instead.
+        Experts add what their routers did: `router/counts`, `router/chances` [n, b, e], `router/z` [n, b]
+        (`nn.moe.Routing`).
         """
         ids, at = batch["history_ids"], batch.get("query_at")
         x, table = lookup_and_pass(self.item_table(batch), ids)
         if at is None or train or not isinstance(self.encoder, Transformer):
-            return self._score(self._encode(x, ids != PAD, layout_of(batch), train, key), table)
-        query = self._encode(x, ids != PAD, layout_of(batch), train, key, query_at=jnp.maximum(at, 0))
+            hidden, routing = self._encode(x, ids != PAD, layout_of(batch), train, key)
+            return self._score(hidden, table) | routing
+        query, _ = self._encode(x, ids != PAD, layout_of(batch), train, key, query_at=jnp.maximum(at, 0))
         out = self._score(query, table)
         return {"query": out["hidden"], "table": out["table"]}
 
@@ -157,13 +160,21 @@ class Sequence(Module):
         """[v, d]: the vectors of items on the way in; a subclass may make them of what it finds in the batch."""
         return self.table[...]
 
-    def _encode(self, x: jax.Array, real: jax.Array, layout: Layout, train: bool, key: Any, **more: Any) -> jax.Array:
-        """What the encoder makes of item vectors [b, l, d]; positions are added where a slot is `real` [b, l]."""
+    def _encode(
+        self, x: jax.Array, real: jax.Array, layout: Layout, train: bool, key: Any, **more: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What the encoder makes of item vectors [b, l, d], and outputs `router/...` where it has experts.
+
+        Positions are added where a slot is `real` [b, l].
+        """
         x = self._embed(x, real, layout.positions)
         keys = (None, None) if not train or key is None else jax.random.split(key)
         if keys[0] is not None:
             x = dropout(x, self.embedding_dropout, keys[0])
-        return self.encoder(x, layout, train=train, key=keys[1], **more)
+        if more or not isinstance(self.encoder, Transformer):
+            return self.encoder(x, layout, train=train, key=keys[1], **more), {}
+        hidden, routing = self.encoder.routed(x, layout, train=train, key=keys[1])
+        return hidden, {} if routing is None else {f"router/{n}": y for n, y in routing._asdict().items()}
 
     def _embed(self, x: jax.Array, real: jax.Array, positions: jax.Array) -> jax.Array:
         """What goes into the encoder."""

@@ -22,6 +22,7 @@ from recjax.nn.heads import CrossAttention, SelfAttention
 from recjax.nn.hstu import PointwiseAttention
 from recjax.nn.layout import Layout, Source
 from recjax.nn.linear import linear
+from recjax.nn.moe import Moe, Routing
 from recjax.nn.norm import Norm
 from recjax.nn.projections import take_slots
 
@@ -60,21 +61,17 @@ class Block(Module):
             self.cross_gate = Gate(c, rngs=rngs) if is_gated else None
         if c.ffn != "none":
             self.ffn_norm = make_norm()
-            self.ffn = FeedForward(
-                kind=c.ffn,
-                width=c.width,
-                mlp_width=c.inner_width,
-                bias=c.bias,
-                init=init.inner,
-                out_init=init.outer,
-                rngs=rngs,
-            )
+            sizes: Any = {"kind": c.ffn, "width": c.width, "mlp_width": c.inner_width}
+            sizes |= {"init": init.inner, "out_init": init.outer, "rngs": rngs}
+            self.ffn = FeedForward(bias=c.bias, **sizes) if c.moe is None else Moe(c.moe, **sizes)
             self.ffn_gate = Gate(c, rngs=rngs) if is_gated else None
 
     def __call__(
         self, x: Float[Array, "b l d"], layout: Layout, shared: Any, source: Source | None, rate: Any, keys: Any
-    ) -> tuple[Float[Array, "b l d"], tuple[Kept | None, Kept | None]]:
+    ) -> tuple[Float[Array, "b l d"], tuple[Kept | None, Kept | None], Routing | None]:
         """The stream, and what later tokens need of this one's and of the `source`'s (hstu keeps nothing).
+
+        The third is what the router of experts did, if there is one.
 
         `rate` is the residual dropout of this layer, `keys` its dropout keys or None when not training: two for each
         attention, one for the feed-forward.
@@ -89,8 +86,8 @@ class Block(Module):
         if source is not None:
             y, crossed = self.cross(self._view(x, self.cross_norm), layout, source, c.attention_dropout, keys[3])
             x = self._add(x, _drop(y, rate, keys[4]), self.cross_norm, self.cross_gate)
-        x = self._feed_forward(x, rate, keys[2])
-        return constrain(x, "batch", "length", None), (kept, crossed)
+        x, routing = self._feed_forward(x, rate, keys[2], layout.segments > 0)
+        return constrain(x, "batch", "length", None), (kept, crossed), routing
 
     def at(
         self, x: Float[Array, "b l d"], layout: Layout, shared: Any, source: Source | None, slots: Int[Array, "b q"]
@@ -101,7 +98,7 @@ class Block(Module):
         if source is not None:
             y, _ = self.cross(self._view(here, self.cross_norm), layout.at(slots), source, 0.0, None)
             here = self._add(here, y, self.cross_norm, self.cross_gate)
-        return self._feed_forward(here, 0.0, None)
+        return self._feed_forward(here, 0.0, None)[0]
 
     def kept(self, x: Float[Array, "b l d"], layout: Layout, source: Source | None) -> tuple[Kept | None, Kept | None]:
         """What later tokens need, alone."""
@@ -126,7 +123,7 @@ class Block(Module):
         if crossed is not None and added.source is not None:
             y = self.cross.recall(self._view(x, self.cross_norm), crossed, added.source)
             x = self._add(x, y, self.cross_norm, self.cross_gate)
-        return self._feed_forward(x, 0.0, None), own
+        return self._feed_forward(x, 0.0, None)[0], own
 
     def branch(
         self, x: Float[Array, "b n d"], branches: Branches, prompt: Kept, slots: Int[Array, "b m"] | None = None
@@ -134,12 +131,19 @@ class Block(Module):
         """The tokens of continuations whose prompt was kept: all of them, or one of each, that at `slots`."""
         y = self.attention.branch(self._view(x, self.attention_norm), branches, prompt, slots)
         here = x if slots is None else take_slots(x, slots)
-        return self._feed_forward(self._add(here, y, self.attention_norm, self.attention_gate), 0.0, None)
+        return self._feed_forward(self._add(here, y, self.attention_norm, self.attention_gate), 0.0, None)[0]
 
-    def _feed_forward(self, x: jax.Array, rate: Any, key: Any) -> jax.Array:
+    def _feed_forward(
+        self, x: jax.Array, rate: Any, key: Any, real: jax.Array | None = None
+    ) -> tuple[jax.Array, Routing | None]:
         if self.config.ffn == "none":
-            return x
-        return self._add(x, _drop(self.ffn(self._view(x, self.ffn_norm)), rate, key), self.ffn_norm, self.ffn_gate)
+            return x, None
+        view, routing = self._view(x, self.ffn_norm), None
+        if isinstance(self.ffn, Moe):
+            y, routing = self.ffn(view, real)
+        else:
+            y = self.ffn(view)
+        return self._add(x, _drop(y, rate, key), self.ffn_norm, self.ffn_gate), routing
 
     def _view(self, x: jax.Array, norm: Norm) -> jax.Array:
         """The stream as a part sees it."""

@@ -1,4 +1,4 @@
-"""What a stack of blocks is made of: the table that T5 1.1, Llama, SASRec, BERT4Rec, HSTU and eSASRec are rows of."""
+"""What a stack of blocks is made of: the table that T5 1.1, Llama, Mixtral, SASRec, BERT4Rec and HSTU are rows of."""
 
 import dataclasses
 import math
@@ -9,8 +9,10 @@ import jax
 from recjax.core.errors import ConfigError
 from recjax.core.module import Initializer, Module, Rngs
 from recjax.nn.dropout import LayerwiseDropout
-from recjax.nn.ffn import ACTIVATIONS, FfnKind
+from recjax.nn.ffn import ACTIVATIONS, GATED, FfnKind
+from recjax.nn.moe import MoeConfig
 from recjax.nn.norm import NormKind
+from recjax.nn.rotary import THETA, RopeScaling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,12 @@ class TransformerConfig:
     distance in the row, and with "position_time" of the time between two events as well. `max_length` is the longest
     history: hstu has a bias for that many distances and divides by it. Softmax attention takes `relative` "t5", the
     biases of T5 by buckets of distance, and multiplies scores by `score_scale`, head_dim^-1/2 unless given (T5: 1).
+    With rotary positions pair i of a head turns by `rope_theta`^(-2i / head_dim) a position, and `rope_scaling` slows
+    that down for texts longer than those trained on; it has no parameters and may be set on a finished model.
+    `qkv_bias` (as `bias` unless given) is the bias of queries, keys and values; `qk_norm` normalises each head of
+    queries and keys before it is turned (Qwen3). `moe` puts a mixture of experts in the place of the feed-forward
+    part, each of width `mlp_width` and without bias.
+
     `causal` False lets every event see those after it. `cross` is a third part of each block, between the other two,
     that looks at the output of another stack. `kernel` is how softmax attention is computed. `residual` "gated"
     multiplies what a part adds to the stream x by sigmoid(W x) (LiGR, arXiv 2502.03417; eSASRec). `final_norm` is that
@@ -47,10 +55,15 @@ class TransformerConfig:
     residual: Literal["plain", "gated"] = "plain"
     position: Literal["learned", "rotary", "learned_rotary", "none"] = "learned"
     relative: Literal["none", "position", "position_time", "t5"] = "none"
+    rope_theta: float = THETA
+    rope_scaling: RopeScaling | None = None
     score_scale: float | None = None
     max_length: int = 200
     ffn: FfnKind | Literal["none"] = "gelu"
+    moe: MoeConfig | None = None
     bias: bool = True
+    qkv_bias: bool | None = None
+    qk_norm: bool = False
     dropout: float | tuple[float, ...] | LayerwiseDropout = 0.0
     attention_dropout: float = 0.0
     attention: Literal["softmax", "hstu"] = "softmax"
@@ -85,8 +98,19 @@ class TransformerConfig:
                 f"TransformerConfig: width {self.width} does not divide into {self.num_heads} heads",
                 mend="change width or num_heads, or set head_dim",
             )
-        if "rotary" in self.position and self.head_width % 2:
-            raise ConfigError(f"TransformerConfig: rotary positions need an even head width, not {self.head_width}")
+        if self.rope_theta <= 1:
+            raise ConfigError(f"TransformerConfig.rope_theta = {self.rope_theta}", expected="above 1")
+        if self.rope_scaling is not None and "rotary" not in self.position:
+            raise ConfigError("TransformerConfig.rope_scaling goes with rotary positions", where=self.position)
+        if "rotary" in self.position and (self.head_width % 2 or (self.rope_scaling and self.head_width < 4)):
+            raise ConfigError(
+                f"TransformerConfig: rotary positions with heads of width {self.head_width}", expected="even"
+            )
+        if self.moe is not None and (self.ffn not in GATED or self.bias):
+            raise ConfigError(
+                f"TransformerConfig: experts with ffn = {self.ffn!r}, bias = {self.bias}",
+                expected=f"one of {GATED} and bias = False",
+            )
         if self.residual == "gated" and self.place == "post":
             raise ConfigError("TransformerConfig: gated residuals go with place = 'pre'")
         if not all(0 <= r < 1 for r in (*self.dropout_rates, self.attention_dropout)):
@@ -116,6 +140,8 @@ class TransformerConfig:
                 ("score_scale", self.score_scale, None),
                 ("kernel", self.kernel, "blocks"),
                 ("num_kv_heads", self.kv_heads, self.num_heads),
+                ("qkv_bias", self.has_qkv_bias, self.bias),
+                ("qk_norm", self.qk_norm, False),
             ):
                 if value != only:
                     raise ConfigError(f"TransformerConfig.{name} = {value!r} with hstu attention", expected=repr(only))
@@ -140,6 +166,11 @@ class TransformerConfig:
     def inner_width(self) -> int:
         """Width inside the feed-forward part."""
         return self.mlp_width or 4 * self.width
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether queries, keys and values have a bias."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
 
     @property
     def has_positions(self) -> bool:

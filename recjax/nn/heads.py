@@ -19,8 +19,8 @@ from recjax.nn.cached import Added, Branches, Kept, attend_branches, attend_cach
 from recjax.nn.config import TransformerConfig, initializers
 from recjax.nn.layout import Layout, Source
 from recjax.nn.linear import linear
-from recjax.nn.projections import project, take_slots
-from recjax.nn.rotary import rotary
+from recjax.nn.norm import Norm
+from recjax.nn.projections import project, take_slots, turn
 
 _AXES = ("embed", "heads", "head_dim")
 
@@ -37,10 +37,14 @@ class Heads(Module):
         self.key = param(rngs, (c.width, groups, width), _AXES, init.inner)
         self.value = param(rngs, (c.width, groups, width), _AXES, init.inner)
         self.out = param(rngs, (heads, width, c.width), ("heads", "head_dim", "embed"), init.outer)
-        if c.bias:
+        if c.has_qkv_bias:
             self.query_bias = param(rngs, (heads, width), _AXES[1:], zeros)
             self.key_bias = param(rngs, (groups, width), _AXES[1:], zeros)
             self.value_bias = param(rngs, (groups, width), _AXES[1:], zeros)
+        if c.qk_norm:
+            norm = {"kind": "rms", "width": width, "bias": False, "epsilon": c.norm_epsilon, "rngs": rngs}
+            self.query_norm, self.key_norm = Norm(**norm), Norm(**norm)
+        if c.bias:
             self.out_bias = param(rngs, (c.width,), (None,), zeros)
 
     @property
@@ -50,8 +54,13 @@ class Heads(Module):
 
     def project(self, x: Float[Array, "b l d"], *names: str) -> list[jax.Array]:
         """[b, l, heads, k] for each of the names, of "query", "key" and "value"."""
-        biases = [getattr(self, f"{name}_bias")[...] for name in names] if self.config.bias else []
-        return project(x, [getattr(self, name)[...] for name in names], biases)
+        c = self.config
+        biases = [getattr(self, f"{name}_bias")[...] for name in names] if c.has_qkv_bias else []
+        made = project(x, [getattr(self, name)[...] for name in names], biases)
+        if not c.qk_norm:
+            return made
+        norms = {"query": self.query_norm, "key": self.key_norm}
+        return [norms[name](y) if name in norms else y for name, y in zip(names, made, strict=True)]
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, masks: Masks, rate: Any, key: Any, **more: Any) -> Any:
         """The kernel of the config, and back to the stream."""
@@ -131,14 +140,14 @@ class SelfAttention(Heads):
 
         Few queries: their scores q . (x W_k) are (q W_k^T) . x, and a mean of values is the value of a mean, so neither
         keys nor values are made. (The bias of the keys adds the same to all scores of a query. Keys that are turned by
-        their position have to be made.)
+        their position or normalised have to be made.)
         """
         c = self.config
         count, groups = slots.shape[1], c.kv_heads
         [q] = self.project(take_slots(x, slots), "query")
         q = self._turn(q, jnp.take_along_axis(layout.positions, slots, axis=1))
         q = (q * jnp.asarray(self.scale, q.dtype)).reshape(-1, count, groups, c.num_heads // groups, c.head_width)
-        if "rotary" in c.position:
+        if "rotary" in c.position or c.qk_norm:
             [k] = self.project(x, "key")
             scores = product("bqgrk,bsgk->bgrqs", q, self._turn(k, layout.positions))
         else:
@@ -151,12 +160,12 @@ class SelfAttention(Heads):
         weights = jax.nn.softmax(jnp.where(visible, flat, NEGATIVE), axis=-1)
         mixed = product("bgrqs,bsd->bgrqd", weights.astype(x.dtype).reshape(scores.shape), x).astype(x.dtype)
         out = product("bgrqd,dgk->bqgrk", mixed, self.value[...].astype(x.dtype))
-        if c.bias:
+        if c.has_qkv_bias:
             out = out + self.value_bias[...][None, None, :, None]
         return self.close(out.astype(x.dtype).reshape(*slots.shape, c.num_heads, c.head_width))
 
     def _turn(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        return rotary(x, positions) if "rotary" in self.config.position else x
+        return turn(self.config, x, positions)
 
 
 class CrossAttention(Heads):

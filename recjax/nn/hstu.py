@@ -18,9 +18,8 @@ from recjax.nn.layout import Layout
 from recjax.nn.linear import linear
 from recjax.nn.norm import Norm
 from recjax.nn.pointwise import attend_pointwise, attend_pointwise_at
-from recjax.nn.projections import project, take_slots
+from recjax.nn.projections import project, take_slots, turn
 from recjax.nn.relative import NUM_BUCKETS, by_bucket, by_distance
-from recjax.nn.rotary import rotary
 
 _AXES = ("embed", "heads", "head_dim")
 _BIAS_STD = 0.02
@@ -56,8 +55,7 @@ class PointwiseAttention(Module):
         c = self.config
         weights = [w[...] for w in (self.gate, self.value, self.query, self.key)]
         u, v, q, k = project(x, weights, [], act=jax.nn.silu)
-        if "rotary" in c.position:
-            q, k = rotary(q, layout.positions), rotary(k, layout.positions)
+        q, k = turn(c, q, layout.positions), turn(c, k, layout.positions)
         q = constrain(q, "batch", "length", "heads", "head_dim")
         mixed = attend_pointwise(
             q,
@@ -78,9 +76,8 @@ class PointwiseAttention(Module):
         c = self.config
         v, k = project(x, [self.value[...], self.key[...]], [], act=jax.nn.silu)
         u, q = project(take_slots(x, slots), [self.gate[...], self.query[...]], [], act=jax.nn.silu)
-        if "rotary" in c.position:
-            place = jnp.take_along_axis(layout.positions, slots, axis=1)
-            q, k = rotary(q, place), rotary(k, layout.positions)
+        q = turn(c, q, jnp.take_along_axis(layout.positions, slots, axis=1))
+        k = turn(c, k, layout.positions)
         bias = jnp.zeros((), jnp.float32)
         if self.position_bias is not None:
             bias = jnp.take(by_distance(self.position_bias[...], x.shape[1]), slots, axis=0)

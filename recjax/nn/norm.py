@@ -20,15 +20,20 @@ class Norm(Module):
         self.scale = param(rngs, (width,), (None,), nnx.initializers.ones)
         self.bias = param(rngs, (width,), (None,), nnx.initializers.zeros) if bias and kind == "layer" else None
 
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """Normalise the last dimension; the result has the dtype of `x`."""
         x32 = x.astype(jnp.float32)
         if self.kind == "layer":
             x32 = x32 - x32.mean(-1, keepdims=True)
-        y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.epsilon) * self.scale[None, None]
+        y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.epsilon) * over(self.scale[...], x)
         if self.bias is not None:
-            y = y + self.bias[None, None]
+            y = y + over(self.bias[...], x)
         return y.astype(x.dtype)
+
+
+def over(vector: Float[Array, " d"], x: Float[Array, "*n d"]) -> Float[Array, "*_ d"]:
+    """`vector` with as many dimensions as `x`, to be multiplied with it."""
+    return vector.reshape(*(1,) * (x.ndim - 1), -1)
 
 
 def unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:

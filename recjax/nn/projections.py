@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from recjax.core.sharding import active
+from recjax.nn.config import TransformerConfig
 from recjax.nn.linear import linear
+from recjax.nn.rotary import rotary
 
 
 def project(
@@ -23,6 +25,15 @@ def project(
     ends = [sum(w.shape[1] for w in weights[: i + 1]) for i in range(len(weights) - 1)]
     y = act(_heads(x, jnp.concatenate(weights, axis=1), jnp.concatenate(biases) if biases else None))
     return jnp.split(y, ends, axis=2)
+
+
+def turn(
+    config: TransformerConfig, x: Float[Array, "b l h k"], positions: Int[Array, "b l"]
+) -> Float[Array, "b l h k"]:
+    """Heads turned by their positions, where the config says so."""
+    if "rotary" not in config.position:
+        return x
+    return rotary(x, positions, theta=config.rope_theta, scaling=config.rope_scaling)
 
 
 def take_slots(x: Float[Array, "b l d"], slots: Int[Array, "b q"]) -> Float[Array, "b q d"]:

@@ -20,6 +20,7 @@ from recjax.nn.cached import Added, Branches, Kept, Prompt, Seen, by_beam, by_la
 from recjax.nn.config import TransformerConfig
 from recjax.nn.heads import masks_of
 from recjax.nn.layout import Layout, Source
+from recjax.nn.moe import Routing
 from recjax.nn.norm import Norm
 from recjax.nn.relative import T5_BUCKETS, t5_bias, t5_buckets, time_buckets
 
@@ -56,21 +57,34 @@ class Transformer(Module):
         With `query_at` (not when training) only the vectors at those slots, [b, q, d]: the last block, which nothing
         comes after, is then made for them alone. `source` is what the `cross` part of the blocks looks at.
         """
-        c = self.config
         if query_at is not None:
             x, shared, _ = self._below(x, layout, source)
             return self._close(self._top.at(x, layout, shared, source, query_at))
+        return self.routed(x, layout, train=train, key=key, source=source)[0]
+
+    def routed(
+        self,
+        x: Float[Array, "b l d"],
+        layout: Layout,
+        *,
+        train: bool,
+        key: Key[Array, ""] | None,
+        source: Source | None = None,
+    ) -> tuple[Float[Array, "b l d"], Routing | None]:
+        """The vectors, and what the routers of all layers did, [n, b, ...]; None without experts."""
+        c = self.config
         rates = jnp.asarray(c.dropout_rates, jnp.float32)
         drops = 5 if c.cross else 3
         keys = jax.random.split(key, (c.num_layers, drops)) if train and key is not None else None
         shared = self._shared(layout, source)
 
-        def call(block: Block, x: jax.Array, per_layer: Any) -> tuple[jax.Array, None]:
-            return block(x, layout, shared, source, *per_layer)[0], None
+        def call(block: Block, x: jax.Array, per_layer: Any) -> tuple[jax.Array, Routing | None]:
+            x, _, routing = block(x, layout, shared, source, *per_layer)
+            return x, routing
 
         x = x.astype(c.dtype)
-        x, _ = scan(self.layers, call, x, (rates, keys), remat=c.remat == "full", unroll=self._unroll)
-        return self._close(x)
+        x, routing = scan(self.layers, call, x, (rates, keys), remat=c.remat == "full", unroll=self._unroll)
+        return self._close(x), routing
 
     def prefill(
         self, x: Float[Array, "b l d"], layout: Layout, slot: Int[Array, " b"], *, source: Source | None = None
@@ -169,7 +183,7 @@ class Transformer(Module):
         x, shared, last = x.astype(self.config.dtype), self._shared(layout, source), self.config.num_layers - 1
 
         def call(block: Block, x: jax.Array, _: None) -> Any:
-            return block(x, layout, shared, source, 0.0, None)
+            return block(x, layout, shared, source, 0.0, None)[:2]
 
         if not last:
             return x, shared, None
