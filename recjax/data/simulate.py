@@ -18,7 +18,17 @@ from recjax.core.errors import ConfigError
 from recjax.data import lexicon
 from recjax.data.directory import write_directory
 from recjax.data.simulate_catalogue import item_ids, make_items, make_queries, make_users, make_vectors
-from recjax.data.simulate_log import PARTS, Chances, Laws, Log, history_lengths, make_laws, make_log, user_ids
+from recjax.data.simulate_log import (
+    PARTS,
+    Chances,
+    Laws,
+    Log,
+    history_lengths,
+    make_laws,
+    make_log,
+    make_ratings,
+    user_ids,
+)
 from recjax.data.tables import TIE_RULE, Tables
 
 VERSION = 1  # of the laws: a change of what a seed gives is a new number
@@ -49,6 +59,7 @@ class World:
     habit: float = 0.125  # or is one of the user's own, else any
     stray: float = 0.0625  # any item, by popularity
     searches: bool = False  # half of the sessions open with a query (column query_id)
+    ratings: bool = False  # every event has one, by the user's taste (column rating, 1 to 5)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -120,6 +131,8 @@ class World:
             interactions = interactions.with_columns(
                 query_id=pl.when(asked).then(pl.Series(query_of_cell[cell])).otherwise(None)
             )
+        if self.ratings:
+            interactions = interactions.with_columns(rating=pl.Series(make_ratings(self.seed, laws, log)))
         return Tables(
             interactions=interactions.with_columns(order=pl.int_range(pl.len(), dtype=pl.Int64).over("user_id")),
             items=make_items(self.seed, laws),
@@ -135,7 +148,10 @@ class World:
     @property
     def hash(self) -> str:
         """SHA-256 of the settings and the version of the laws."""
-        return hashlib.sha256(f"recjax.world/{VERSION} {sorted(asdict(self).items())}".encode()).hexdigest()
+        told = asdict(self)
+        if not self.ratings:  # came later: a world without them is the one that it was before
+            del told["ratings"]
+        return hashlib.sha256(f"recjax.world/{VERSION} {sorted(told.items())}".encode()).hexdigest()
 
 
 def write(world: World, path: str | Path) -> Path:

@@ -159,6 +159,18 @@ class Log:
     opens: np.ndarray  # whether the event starts a session
 
 
+def make_ratings(seed: int, laws: Laws, log: Log) -> np.ndarray:
+    """int64 [events]: 1 to 5, what the user thinks of the item: by genre and mood, and by chance.
+
+    A genre gives 1 to 3, by its place in the user's taste, a mood of the user's own 1 more, and chance from -1 to 1.
+    """
+    taste = np.diff(laws.taste.astype(np.int64), axis=1, prepend=0)
+    place = np.argsort(np.argsort(-taste, axis=1, kind="stable"), axis=1, kind="stable")[log.user, laws.genre[log.item]]
+    likes = np.select([place == 0, 2 * place < laws.num_genres], [3, 2], 1)
+    own = (laws.own_moods[log.user] == laws.mood[log.item][:, None]).any(1)
+    return np.clip(likes + own + Stream(seed, 28).below(3, len(log.item)) - 1 + (likes > 1), 1, 5)
+
+
 def user_ids(seed: int, users: int) -> np.ndarray:
     """int64 [users]: the id of each user, 1..users shuffled, because user 0 is the one with most events."""
     return Stream(seed, 17).order(users) + 1

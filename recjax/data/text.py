@@ -83,9 +83,13 @@ class TextVocab:
     def _pieces(self) -> Any:
         return _processor(self.model)
 
-    @functools.cached_property
+    @property
     def hash(self) -> str:
         """16 hexadecimal digits, the same for the same model and size."""
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> str:
         return hashlib.sha256(self.model + self.size.to_bytes(8, "little")).hexdigest()[:16]
 
     def encode(self, text: str) -> np.ndarray:
@@ -105,9 +109,13 @@ class TextVocab:
         found = self._pieces.piece_to_id(piece)
         return found if self._pieces.is_control(found) else None
 
-    @functools.cached_property
+    @property
     def pieces(self) -> tuple[str, ...]:
         """What stands for each id, all different."""
+        return self._names
+
+    @functools.cached_property
+    def _names(self) -> tuple[str, ...]:
         known = self._pieces.get_piece_size()
         return tuple(self._pieces.id_to_piece(i) if i < known else f"<no piece {i}>" for i in range(self.size))
 

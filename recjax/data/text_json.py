@@ -29,9 +29,13 @@ class TokenizerJson:
         """Raises `DataError` when the bytes are no tokenizer, or the library is not installed."""
         return cls(model, 1 + max(_tokenizer(model, where).get_vocab(with_added_tokens=True).values(), default=-1))
 
-    @functools.cached_property
+    @property
     def hash(self) -> str:
         """16 hexadecimal digits, the same for the same file and size."""
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> str:
         return hashlib.sha256(self.model + self.size.to_bytes(8, "little")).hexdigest()[:16]
 
     @functools.cached_property
@@ -61,9 +65,13 @@ class TokenizerJson:
         """The id of a special token; None where there is none that is spelt so."""
         return self._specials.get(piece)
 
-    @functools.cached_property
+    @property
     def pieces(self) -> tuple[str, ...]:
         """What stands for each id, all different."""
+        return self._names
+
+    @functools.cached_property
+    def _names(self) -> tuple[str, ...]:
         found = (self._tokenizer.id_to_token(i) for i in range(self.size))
         return tuple(f"<no piece {i}>" if piece is None else piece for i, piece in enumerate(found))
 

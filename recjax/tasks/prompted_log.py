@@ -7,7 +7,6 @@ item's id; an event without a rating in a log of ratings is told as `Wording.did
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,11 +44,10 @@ class Log:
     rating: np.ndarray
     period: np.ndarray
     before: np.ndarray
-    texts: Sequence[str]
-    titles: Sequence[str]
-    genres: Sequence[Sequence[str]]
-    actions: Sequence[str]
-    profiles: Sequence[Sequence[str]]
+    texts: list[str]
+    genres: list[list[str]]
+    actions: list[str]
+    profiles: list[list[str]]
     rule: str
     has_ratings: bool
 
@@ -86,7 +84,6 @@ def read_log(wording: Wording, periods: Periods, tables: Tables) -> Log:
     rating, has_ratings = _ratings(events)
     action, actions = _actions(wording, events, rating)
     user_ids = events["user_id"].unique(maintain_order=True)
-    titles = dataclasses.replace(wording.items, fields=(wording.title,))
     return Log(
         user_ids=user_ids,
         item_ids=items["item_id"],
@@ -97,7 +94,6 @@ def read_log(wording: Wording, periods: Periods, tables: Tables) -> Log:
         period=period,
         before=_before(times, offsets),
         texts=wording.items.texts(items, "items", "item_id"),
-        titles=titles.texts(items, "items", "item_id"),
         genres=wording.genres.lists(items, "items"),
         actions=actions,
         profiles=_profiles(wording, tables.users, user_ids),

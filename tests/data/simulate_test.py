@@ -217,6 +217,22 @@ def test_searches_open_sessions_with_the_query_of_what_follows(small):
     assert (asked["text"] == asked["mood"] + " " + asked["genre"]).all()
 
 
+def test_ratings_tell_taste_and_change_nothing_else(small):
+    world = replace(SMALL, ratings=True)
+    rated = world.tables()
+    assert digest(replace(rated, interactions=rated.interactions.drop("rating"))) == digest(small)
+    assert world.hash != SMALL.hash
+    ratings = rated.interactions["rating"]
+    shares = np.bincount(ratings, minlength=6)[1:] / len(ratings)
+    assert ratings.min() == 1 and ratings.max() == 5 and shares.min() > 0.02 and shares.max() < 0.5
+    # The mean of the user's other ratings of the genre says more than that of all of them.
+    log = rated.interactions.join(rated.items.select("item_id", "genre"), on="item_id")
+    others = (pl.col("rating").sum() - pl.col("rating")) / (pl.len() - 1)
+    log = log.with_columns(of_genre=others.over("user_id", "genre"), of_all=others.over("user_id")).drop_nans()
+    by_genre, by_user = (log.select(pl.corr("rating", name)).item() for name in ("of_genre", "of_all"))
+    assert by_genre > by_user + 0.1
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -15,6 +15,7 @@ from recjax.losses.softmax import CatalogueSoftmax
 from recjax.models.sequence import Sequence
 from recjax.nn.transformer import TransformerConfig
 from recjax.prepare import ensure_prepared
+from recjax.prompts.fields import Entity, Field
 from recjax.prompts.tokenizer import TokenizerConfig
 from recjax.recipe import Assembly, Recipe
 from recjax.tasks.documents import Documents
@@ -72,8 +73,8 @@ def test_every_document_is_in_one_split_and_the_splits_do_not_depend_on_the_sour
 def test_what_cannot_be_told_is_refused() -> None:
     tables = log([(7, "a", 4.0, 0), (7, "b", 2.5, 40)])
     with pytest.raises(DataError, match=r"no column(.|\n)*item_id, title"):
-        fields = {"columns": ("plot", "summary")}
-        Documents(wording=Wording(title=Wording().title.__class__(name="plot", **fields))).work_on(tables)
+        fields = (Field(name="plot", columns=("plot", "summary")),)
+        Documents(wording=Wording(items=Entity(fields=fields))).work_on(tables)
     with pytest.raises(DataError, match="needs an items table"):
         Documents().work_on(Tables(interactions=tables.interactions))
     with pytest.raises(DataError, match="leaves nothing to train on"):
