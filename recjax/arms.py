@@ -105,7 +105,7 @@ def compare_arms(arms: Sequence[Arm], *, samples: int = 1000, seed: int = 0) -> 
         rows[arm.name] = row
     shown = {task: list(part.shown) for task, part in one.hard.items()}
     task = str(one.protocol.get("task"))
-    known = {"task": task, "target_time_used": first.knows_target_time}
+    known = {"task": task, "target_time_used": first.knows_target_time, "metrics": one.protocol.get("metrics", [])}
     return {**known, "first": first.name, "shown": shown, "arms": rows}
 
 
@@ -130,8 +130,9 @@ def _difference(
 def arms_table(found: Mapping[str, Any], k: int = 10) -> Table:
     """One row for each arm: metrics, their spread over seeds, differences to the first arm with intervals."""
     first = next(iter(found["arms"].values()))["values"]
-    names = [name for name in (f"recall@{k}", f"ndcg@{k}", "mrr", "nll") if name in first]
-    differed, rows = [f"recall@{k}", f"ndcg@{k}"], []
+    wanted = dict.fromkeys([f"recall@{k}", f"ndcg@{k}", "mrr", "nll", *found["metrics"]])
+    names = [name for name in wanted if name in first]
+    differed, rows = found["metrics"] or [f"recall@{k}", f"ndcg@{k}"], []
     for name, row in found["arms"].items():
         cells = [name]
         for metric in names:

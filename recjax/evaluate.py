@@ -16,6 +16,7 @@ from recjax.codes_evaluation import CodesEvaluation, CodesEvaluator
 from recjax.core import distributed
 from recjax.core.errors import ConfigError
 from recjax.evaluation import assess
+from recjax.label_evaluation import LabelEvaluator
 from recjax.recipe import Recipe
 from recjax.results import METRICS, PER_USER, Comparison, Result, compare
 from recjax.tables import Table, buckets_table, differences_table, hard_tables, number, signed, systems_table
@@ -45,7 +46,10 @@ def evaluate_run(
     for at, task in enumerate(recipe.mixture.tasks):
         evaluator = run.assembly.evaluator(split, at)
         assert not isinstance(evaluator, CodesEvaluator)
-        found[task.name] = assess(evaluator, run.params, stated)
+        if isinstance(evaluator, LabelEvaluator):
+            found[task.name] = evaluator.assess(run.params, stated)
+        else:
+            found[task.name] = assess(evaluator, run.params, stated)
         if distributed.is_lead():
             found[task.name].save(folder_of(recipe, workdir, split, task.name))
     return found

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recjax.tables import BUCKETS, main_cutoff, number, shown_groups
+from recjax.tables import BUCKETS, headline, main_cutoff, number, shown_groups
 
 # The model stands out; baselines recede.
 _MODEL, _OTHERS = "#1f5fa8", ("#b8bec7", "#8a93a0", "#d9a066", "#7a9e7e")
 _GRID, _TEXT, _ACCENT = "#e3e6ea", "#333a44", "#c0392b"
 _DPI = 150
+_SHOWN = tuple(f"valid/{name}" for name in ("ndcg@", "recall@", "auc", "nll"))
 
 Records = Sequence[Mapping[str, float]]
 
@@ -24,7 +25,7 @@ Records = Sequence[Mapping[str, float]]
 def plot_training(path: Path, records: Records) -> Path | None:
     """Loss, and the validation metrics, against the step; None when nothing was logged."""
     losses = [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
-    names = sorted({n for r in records for n in r if n.startswith(("valid/ndcg@", "valid/recall@"))}, key=_by_cutoff)
+    names = sorted({n for r in records for n in r if n.startswith(_SHOWN)}, key=_by_cutoff)
     names = [n for n in names if n.endswith("@10")] or names[-2:]
     panels = [bool(losses), bool(names)]
     if not any(panels):
@@ -42,7 +43,7 @@ def plot_training(path: Path, records: Records) -> Path | None:
         for name, color in zip(names, (_MODEL, _OTHERS[2]), strict=False):
             points = [(r["step"], r[name]) for r in records if name in r]
             steps, values = zip(*points, strict=True)
-            best = max(range(len(values)), key=values.__getitem__)
+            best = (min if name.endswith("nll") else max)(range(len(values)), key=values.__getitem__)
             axis.plot(steps, values, color=color, linewidth=1.8, marker="o", markersize=3.5)
             text = f"{name.removeprefix('valid/')}  {number(values[best])}"
             axis.annotate(
@@ -55,10 +56,9 @@ def plot_training(path: Path, records: Records) -> Path | None:
 
 
 def plot_systems(path: Path, metrics: Mapping[str, Any], published: Mapping[str, float]) -> Path:
-    """Recall and NDCG of every system with their 95% intervals, and the published value as a line."""
-    k = main_cutoff(metrics)
-    names, systems = [f"recall@{k}", f"ndcg@{k}"], list(metrics["rows"])
-    figure, axes = _figure(width=8.4, height=0.9 + 0.42 * len(systems), columns=2)
+    """The main metrics of every system with their 95% intervals, and the published value as a line."""
+    names, systems = headline(metrics)[:2], list(metrics["rows"])
+    figure, axes = _figure(width=4.2 * len(names), height=0.9 + 0.42 * len(systems), columns=len(names))
     for axis, name in zip(axes, names, strict=True):
         values = [metrics["rows"][s][name] for s in systems]
         bounds = [metrics["intervals"][s][name] for s in systems]

@@ -31,6 +31,7 @@ from recjax.data.pipeline import BatchIterator, Feed, train_batches
 from recjax.data.spelling import Prompts
 from recjax.data.tokens import Spelling
 from recjax.evaluation import Evaluation, Evaluator
+from recjax.label_evaluation import LabelEvaluation, LabelEvaluator
 from recjax.losses.objective import Objective
 from recjax.retrieve import Spelled, spelled
 from recjax.tasks.mixtures import Mixture
@@ -68,7 +69,7 @@ class Recipe:
     warm_start: WarmStart | None = None
     optimizer: optim.Optimizer = optim.Optimizer()
     mesh: MeshConfig = MeshConfig()
-    evaluation: Evaluation | CodesEvaluation = Evaluation()
+    evaluation: Evaluation | CodesEvaluation | LabelEvaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     seed: int = 0
     train_steps: int
@@ -253,11 +254,24 @@ class Assembly:
             process_count=process_count,
         )
 
-    def evaluator(self, split: str, task: int = 0) -> Evaluator | CodesEvaluator:
-        """Ranks the users of a split of a task with any parameters of this model, or judges the codes of its items."""
+    def evaluator(self, split: str, task: int = 0) -> Evaluator | CodesEvaluator | LabelEvaluator:
+        """Ranks the users of a split of a task with any parameters of this model, or judges the codes of its items.
+
+        Or scores the candidates of prompts by their label words.
+        """
         config = self.recipe.evaluation
         if isinstance(config, CodesEvaluation):
             return CodesEvaluator(self.examples[task], config=config, model=self.model, mesh=self.mesh)
+        if isinstance(config, LabelEvaluation):
+            return LabelEvaluator(
+                self.examples[task],
+                split=split,
+                config=config,
+                model=self.model,
+                row_length=self.recipe.feed.row_length,
+                temperature=self.temperature,
+                mesh=self.mesh,
+            )
         return Evaluator(
             self.examples[task],
             split=split,

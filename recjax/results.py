@@ -37,13 +37,15 @@ class System:
     `rank` int32 [n] is in the order of the user number; `values` are means over users. `nll` [n] is the negative
     log-likelihood of the target in nats, where the system has one; `sampled_rank` int32 [n] the rank among sampled
     candidates, where there are any; `best` int32 [n] the row that comes first. `recommended` are the best rows of a
-    few users, `settings` the hyper-parameters that were chosen, `seconds` what it took, fitting included.
+    few users, `settings` the hyper-parameters that were chosen, `seconds` what it took, fitting included. `by_user` are
+    the metrics of each user [n] of a system that ranks no catalogue; its ranks then say nothing.
     """
 
     rank: np.ndarray
     values: Mapping[str, float]
     nll: np.ndarray | None = None
     sampled_rank: np.ndarray | None = None
+    by_user: Mapping[str, np.ndarray] | None = None
     best: np.ndarray | None = None
     recommended: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -51,6 +53,8 @@ class System:
 
     def per_user(self, ks: Sequence[int]) -> dict[str, np.ndarray]:
         """Every metric that is a mean over users, [n] in the order of the user number."""
+        if self.by_user is not None:
+            return dict(self.by_user)
         return per_user_values(self.rank, ks, nll=self.nll, sampled_rank=self.sampled_rank)
 
 
@@ -119,6 +123,7 @@ class Result:
         arrays: dict[str, Any] = {}
         for name, system in self.systems.items():
             arrays[f"rank/{name}"] = system.rank.astype(np.int32)
+            arrays |= {f"by_user/{name}/{m}": v.astype(np.float32) for m, v in (system.by_user or {}).items()}
             if system.nll is not None:
                 arrays[f"nll/{name}"] = system.nll.astype(np.float32)
             if system.sampled_rank is not None:
@@ -220,7 +225,9 @@ def compare(ours: Path, theirs: Path, *, system: str = "model", samples: int = 1
             known = ", ".join(name.removeprefix("rank/") for name in result if name.startswith("rank/"))
             raise ConfigError(f"no system {system!r} in this result", where=str(folder), expected=f"one of {known}")
         more = {name: result.get(f"{name}/{system}") for name in ("nll", "sampled_rank")}
-        values.append(per_user_values(result[f"rank/{system}"], ks, **more))
+        told = f"by_user/{system}/"
+        by_user = {name.removeprefix(told): v.astype(np.float64) for name, v in result.items() if name.startswith(told)}
+        values.append(by_user or per_user_values(result[f"rank/{system}"], ks, **more))
     names = [name for name in values[0] if name in values[1]]
     matrix = np.stack([values[0][name] - values[1][name] for name in names], axis=1)
     found = intervals(matrix, clusters=one.get("cluster"), samples=samples, seed=seed)

@@ -7,6 +7,7 @@ zero, as in the papers of this field.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ class Table:
 
 def number(value: float | None) -> str:
     """.1234, 1.0000, or a dash where there is none."""
-    if value is None:
+    if value is None or math.isnan(value):
         return "-"
     return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.4f}"
 
@@ -62,7 +63,13 @@ def signed(value: float) -> str:
 def main_cutoff(metrics: Mapping[str, Any]) -> int:
     """The cut-off that short tables show: 10, or the largest."""
     ks = metrics["protocol"]["k"]
-    return 10 if 10 in ks else max(ks)
+    return 10 if 10 in ks else max(ks, default=0)
+
+
+def headline(metrics: Mapping[str, Any]) -> list[str]:
+    """The metrics that short tables and plots show: what the protocol says, or recall and NDCG at the main cut-off."""
+    k = main_cutoff(metrics)
+    return metrics["protocol"].get("metrics") or [f"recall@{k}", f"ndcg@{k}"]
 
 
 def systems_table(metrics: Mapping[str, Any]) -> Table:
@@ -72,8 +79,8 @@ def systems_table(metrics: Mapping[str, Any]) -> Table:
     """
     ks, k = metrics["protocol"]["k"], main_cutoff(metrics)
     names = [f"{name}@{cutoff}" for cutoff in ks for name in ("recall", "ndcg")]
-    names += [f"mrr@{k}", f"coverage@{k}", f"popularity@{k}"]
-    more = ("nll", f"sampled_recall@{k}", f"sampled_ndcg@{k}")
+    names += [f"mrr@{k}", f"coverage@{k}", f"popularity@{k}"] if ks else next(iter(metrics["rows"].values()))
+    more = () if not ks else ("nll", f"sampled_recall@{k}", f"sampled_ndcg@{k}")
     names += [name for name in more if any(name in values for values in metrics["rows"].values())]
     rows = [
         [name, *(number(values.get(metric)) for metric in names), f"{metrics['seconds'][name]:.1f} s"]
@@ -84,9 +91,7 @@ def systems_table(metrics: Mapping[str, Any]) -> Table:
 
 def differences_table(metrics: Mapping[str, Any]) -> Table:
     """The first system against every other: difference of the mean and its 95% interval."""
-    k, first = main_cutoff(metrics), next(iter(metrics["rows"]))
-    names = [f"recall@{k}", f"ndcg@{k}"]
-    rows = []
+    first, names, rows = next(iter(metrics["rows"])), headline(metrics), []
     for other, found in metrics["differences"].items():
         cells = [f"{signed(found[n]['mean'])} [{signed(found[n]['low'])}, {signed(found[n]['high'])}]" for n in names]
         rows.append([f"{first} - {other}", *cells])

@@ -232,13 +232,13 @@ class _Run:
         """Metrics of the validation split, with the averaged parameters where there are any; means over the tasks."""
         params = self.assembly.with_facts(eval_params(now))
         ranked = {name: evaluator(params) for name, evaluator in self.evaluators.items()}
-        values = {m: float(np.mean([r.values[m] for r in ranked.values()])) for m in self._shared(ranked)}
+        values = self._means(ranked)
         metric = self.recipe.best_metric()
         self.progress.note(step, values[metric], self.recipe.checkpoints.mode)
         best = "best so far" if self.progress.best_step == step else f"best at step {self.progress.best_step}"
         written = {f"valid/{m}": value for m, value in values.items()}
         for name, found in ranked.items():
-            line = ", ".join(f"{m} {found.values[m]:.4f}" for m in self.recipe.evaluation.shown())
+            line = ", ".join(f"{m} {found.values[m]:.4f}" for m in self.recipe.evaluation.shown() if m in found.values)
             where = f"valid, {name}," if len(ranked) > 1 else "valid"
             writer.message(f"{where} at step {step:,}: {line} ({best}; {found.seconds:.1f} s)")
             if len(ranked) > 1:
@@ -246,11 +246,18 @@ class _Run:
         writer.write(step, written)
         return values
 
-    @staticmethod
-    def _shared(ranked: Mapping[str, System]) -> list[str]:
-        """The metrics that all tasks have."""
-        first, *others = ranked.values()
-        return [m for m in first.values if all(m in other.values for other in others)]
+    def _means(self, ranked: Mapping[str, System]) -> dict[str, float]:
+        """Every metric over the tasks that have it; raises `ConfigError` when none has the one that decides."""
+        names = dict.fromkeys(m for found in ranked.values() for m in found.values)
+        means = {m: float(np.mean([f.values[m] for f in ranked.values() if m in f.values])) for m in names}
+        metric = self.recipe.best_metric()
+        if metric not in means:
+            raise ConfigError(
+                f"no task of the mixture is judged by {metric}",
+                where="checkpoint.Checkpoints.metric, or the main metric of the evaluation",
+                expected=", ".join(means),
+            )
+        return means
 
     def _after_evaluation(self, now: TrainState, metrics: Mapping[str, float]) -> TrainState:
         """Tell an optimiser that switches how it goes."""
