@@ -34,12 +34,13 @@ from recjax.models.folded import fold
 from recjax.recommend import TIMES, Recommend, make_recommend
 from recjax.retrieve import Catalogue, Rows
 from recjax.serve import bundle as layout
+from recjax.serve.facets import Values
 from recjax.serve.features import pad
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-5
 # Columns of the items table by which answers can be filtered.
-FACETS = ("domain",)
+_NOT_FACETS = ("row", "item_id", "title", "train_count")
 _SHOWN_EVENTS = 200  # of a sample user
 
 
@@ -57,7 +58,7 @@ def export_bundle(
     text: Tokenizer | None = None,
     text_prompt: str = "",
     recommends: bool = True,
-    facets: Mapping[str, Sequence[str | None]] | None = None,
+    facets: Mapping[str, Values] | None = None,
     users: Sequence[Mapping[str, Any]] = (),
     max_k: int = 100,
     name: str = "model",
@@ -188,16 +189,17 @@ def export_run(
     )
 
 
-def facets_of(examples: Examples) -> dict[str, list[str | None]]:
-    """The columns of the items table that answers can be filtered by, with a value or None for each row."""
+def facets_of(examples: Examples) -> dict[str, list[str | list[str] | None]]:
+    """The columns of the items table that answers can be filtered by: a value, several or None for each row."""
     import polars as pl
 
     items = pl.read_parquet(examples.path / "items.parquet")
     found = {}
-    for name in FACETS:
-        if name in items.columns and items[name].null_count() < items.height:
-            column: list[str | None] = [None] * examples.vocab.num_rows
-            for row, value in zip(items["row"].to_list(), items[name].cast(pl.String).to_list(), strict=True):
+    for name in items.columns:
+        if name not in _NOT_FACETS and items[name].null_count() < items.height:
+            kind = pl.List(pl.String) if isinstance(items.schema[name], pl.List) else pl.String
+            column: list[Any] = [None] * examples.vocab.num_rows
+            for row, value in zip(items["row"].to_list(), items[name].cast(kind).to_list(), strict=True):
                 column[row] = value
             found[name] = column
     return found

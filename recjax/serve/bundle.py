@@ -8,7 +8,7 @@
     titles.json           a title or null for every row
     spelling.npy          int32 [rows, L]: the tokens of every item, where an item takes several
     text.model            the text vocabulary, where the model answers queries
-    facets.json           facet -> a value or null for every row, where items can be filtered
+    facets.json           facet -> a value, several or null for every row, where items can be filtered
     users.json            sample users, where asked for: {"history": [item ids]}, and times where the model reads them
 
 Loading needs jax, numpy and safetensors, for text sentencepiece, and none of the training code. It refuses whatever
@@ -186,7 +186,7 @@ class Bundle:
     def _read_json(self, file: str) -> Any:
         return json.loads((self.path / file).read_text(encoding="utf-8"))
 
-    def _by_row(self, what: str, values: Any) -> list[str | None]:
+    def _by_row(self, what: str, values: Any) -> list[Any]:
         if len(values) != self.vocab.num_rows:
             raise BundleError(
                 f"there are {len(values)} {what}",

@@ -1,7 +1,7 @@
 """What items can be filtered by: a few words about each, such as its domain, and which items a filter leaves.
 
-A filter names facets, and for each the values that will do; an item must have one of them in every facet named. An item
-of which a facet says nothing is left out by every filter on it.
+A filter names facets, and for each the values that will do; an item must have one of them in every facet named. A facet
+says one thing of an item, or several (its genres). An item of which it says nothing is left out by every filter on it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,28 @@ from recjax.core.errors import RequestError
 SHOWN = 100  # values of a facet that are listed, the most frequent first
 
 Filter = Mapping[str, Sequence[str]]
+Values = Sequence[str | Sequence[str] | None]
 
 
 class Facets:
-    """The facets of a catalogue; `by_row[name]` has a value or None for every row of the vocabulary."""
+    """The facets of a catalogue; `by_row[name]` has a value, several, or None for every row of the vocabulary."""
 
-    def __init__(self, by_row: Mapping[str, Sequence[str | None]]) -> None:
+    def __init__(self, by_row: Mapping[str, Values]) -> None:
+        self._rows: dict[str, np.ndarray] = {}
         self._codes: dict[str, np.ndarray] = {}
         self._values: dict[str, dict[str, int]] = {}
         self._shown: dict[str, list[str]] = {}
+        self._size = 0
         for name, column in by_row.items():
-            values = {value: code for code, value in enumerate(sorted({v for v in column if v is not None}))}
-            codes = np.array([-1 if v is None else values[v] for v in column], np.int32)
-            frequent = np.argsort(-np.bincount(codes[codes >= 0], minlength=len(values)), kind="stable")[:SHOWN]
+            lists = [[v] if isinstance(v, str) else list(v or ()) for v in column]
+            values = {value: code for code, value in enumerate(sorted({v for one in lists for v in one}))}
+            codes = np.array([values[v] for one in lists for v in one], np.int32)
+            frequent = np.argsort(-np.bincount(codes, minlength=len(values)), kind="stable")[:SHOWN]
             words = list(values)
             self._codes[name], self._values[name] = codes, values
+            self._rows[name] = np.repeat(np.arange(len(lists)), [len(one) for one in lists])
             self._shown[name] = [words[code] for code in frequent.tolist()]
+            self._size = len(lists)
 
     def shown(self) -> dict[str, list[str]]:
         """The most frequent values of each facet."""
@@ -58,7 +64,8 @@ class Facets:
                         where=f"filter.{_short(name)}",
                         expected=f"one of: {some}{', ...' if len(known) > 10 else ''}",
                     )
-            one = np.isin(self._codes[name], [known[value] for value in values])
+            one = np.zeros(self._size, bool)
+            one[self._rows[name][np.isin(self._codes[name], [known[value] for value in values])]] = True
             found = one if found is None else found & one
         return found
 

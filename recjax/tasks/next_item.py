@@ -34,6 +34,8 @@ class NextItem:
     Before that, without `repeats` only the first event of a user with an item counts, and above 1 `k_core` leaves out
     users and items with fewer events than that, again and again until all that are left have as many.
     `catalogue` says which items can be recommended: those of the "interactions" or those of the "items" table.
+    `facets` are columns of the items table that answers can be filtered by, besides `domain`: a word or a number for
+    each item, or a list of them.
     """
 
     data: DataDir = field(default_factory=DataDir)
@@ -45,6 +47,7 @@ class NextItem:
     catalogue: str = "interactions"
     repeats: bool = field(default=True, metadata={LATER: True})
     k_core: int = field(default=1, metadata={LATER: True})
+    facets: tuple[str, ...] = field(default=(), metadata={LATER: True})
     name: str = "next_item"
 
     def __post_init__(self) -> None:
@@ -58,6 +61,11 @@ class NextItem:
         if not all(math.isfinite(f) and f > 0 for f in fractions) or sum(fractions) >= 1:
             raise ConfigError(
                 f"NextItem.valid_fraction, test_fraction = {fractions}", expected="above 0, together below 1"
+            )
+        object.__setattr__(self, "facets", tuple(self.facets))
+        if bad := set(self.facets) & {"row", "item_id", "title", "train_count", "domain"}:
+            raise ConfigError(
+                f"NextItem.facets = {self.facets}", expected=f"columns other than {', '.join(sorted(bad))}"
             )
         for name in ("held_out", "min_events", "k_core"):
             if getattr(self, name) < 1:

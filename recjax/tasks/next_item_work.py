@@ -165,10 +165,29 @@ def _catalogue(task: NextItem, tables: Tables, log: Histories, counts: np.ndarra
     if title is not None and tables.items is not None:
         titles = tables.items.select("item_id", pl.col(title).cast(pl.String).alias("title"))
         items = items.join(titles, on="item_id", how="left", maintain_order="left")
-    if tables.items is not None and "domain" in tables.items.columns:
-        domains = tables.items.select("item_id", pl.col("domain").cast(pl.String))
-        items = items.join(domains, on="item_id", how="left", maintain_order="left")
+    facets = _facets(task, tables)
+    if facets is not None:
+        items = items.join(facets, on="item_id", how="left", maintain_order="left")
     return vocab, items
+
+
+def _facets(task: NextItem, tables: Tables) -> pl.DataFrame | None:
+    """item_id and what items can be filtered by, as words or lists of words; None where there is nothing."""
+    known = [] if tables.items is None else tables.items.columns
+    if missing := [name for name in task.facets if name not in known]:
+        raise DataError(
+            f"the items have no column {', '.join(missing)}",
+            where="items",
+            expected="; ".join(known) if known else "a table of items",
+            mend="correct NextItem.facets, or name the column in DataDir.columns",
+        )
+    names = [name for name in ("domain", *task.facets) if name in known]
+    if tables.items is None or not names:
+        return None
+    schema = tables.items.schema
+    return tables.items.select(
+        "item_id", *(pl.col(n).cast(pl.List(pl.String) if isinstance(schema[n], pl.List) else pl.String) for n in names)
+    )
 
 
 def steps(rows: np.ndarray) -> tuple[Step, ...]:

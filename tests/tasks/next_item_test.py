@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -6,8 +7,10 @@ import polars as pl
 import pytest
 
 from recjax.core.errors import ConfigError, DataError
+from recjax.data.examples import Examples, write_examples
 from recjax.data.tables import Tables
 from recjax.data.vocab import FIRST_ITEM, OOV
+from recjax.export import facets_of
 from recjax.tasks.cache import described
 from recjax.tasks.next_item import NextItem
 from recjax.tasks.work import Work, columns_of, examples_of
@@ -174,6 +177,25 @@ def test_titles_and_items_never_seen_are_in_the_catalogue() -> None:
     assert mixed.filter(pl.col("title").is_null()).height > 0  # sold, but not in the items table
 
 
+def test_what_items_can_be_filtered_by_is_kept_as_words(tmp_path: Path) -> None:
+    tables = random_tables(1)
+    assert tables.items is not None
+    years, genres = [1980 + k for k in range(30)], [None if k % 5 == 0 else ["a", "bc"[k % 2]] for k in range(30)]
+    items = tables.items.with_columns(pl.Series("year", years), pl.Series("genres", genres), domain=pl.lit("film"))
+    work = NextItem(facets=("year", "genres")).work_on(dataclasses.replace(tables, items=items))
+    with write_examples(tmp_path / "x", facts=dict(work.facts), vocab=work.vocab, items=work.items, users=work.users):
+        pass
+    facets = facets_of(Examples.open(tmp_path / "x"))
+    assert set(facets) == {"domain", "year", "genres"}
+    for row in range(work.vocab.num_rows):
+        name = work.vocab.decode([row])[0] if work.vocab.valid[row] else None
+        at = None if name not in tables.items["item_id"] else tables.items["item_id"].to_list().index(name)
+        expected = (None, None, None) if at is None else ("film", str(years[at]), genres[at])
+        assert (facets["domain"][row], facets["year"][row], facets["genres"][row]) == expected
+    with pytest.raises(DataError, match="no column price"):
+        NextItem(facets=("price",)).work_on(tables)
+
+
 def test_times_are_optional() -> None:
     work: Work = NextItem().work_on(random_tables(2, times=False))
     for split in ("train", "test"):
@@ -204,6 +226,7 @@ def test_examples_one_by_one_become_columns_again() -> None:
         {"held_out": 0},
         {"name": "a/b"},
         {"name": ".hidden"},
+        {"facets": ("title",)},
     ],
 )
 def test_settings_that_make_no_task_are_refused(settings: dict[str, Any]) -> None:
