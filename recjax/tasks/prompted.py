@@ -86,13 +86,35 @@ class Periods:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompted:
-    """A task in words over a data directory; the kinds derive from it."""
+class Told:
+    """A data directory in words: what all tasks and all stages of a system have in common."""
 
     data: DataDir = field(default_factory=DataDir)
     wording: Wording = field(default_factory=Wording)
     periods: Periods = field(default_factory=Periods)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompted:
+    """A task in words; the kinds derive from it."""
+
+    told: Told = field(default_factory=Told)
     name: str
+
+    @property
+    def data(self) -> DataDir:
+        """The data directory."""
+        return self.told.data
+
+    @property
+    def wording(self) -> Wording:
+        """How it is put in words."""
+        return self.told.wording
+
+    @property
+    def periods(self) -> Periods:
+        """Which events are for what."""
+        return self.told.periods
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

@@ -17,14 +17,15 @@ from recjax.prompts.fields import TITLE, Entity, Field
 from recjax.prompts.tokenizer import TokenizerConfig
 from recjax.prompts.writer import Budget
 from recjax.tasks.cache import described
-from recjax.tasks.prompted import Periods, Wording
+from recjax.tasks.prompted import Periods, Told, Wording
 from recjax.tasks.prompted_conversations import Conversations, Instructions, Jsonl
 from recjax.tasks.work import Work, examples_of
 
 DAY = 86_400
 FIELDS = (TITLE, Field(name="genres", kind="list"), Field(name="year", kind="number", required=False))
 WORDING = Wording(tokenizer=TokenizerConfig(size=700), items=Entity(fields=(TITLE,)))
-COMMON: dict[str, Any] = {"wording": WORDING, "periods": Periods(valid_fraction=0.2, test_fraction=0.2, gap_days=5)}
+PERIODS = Periods(valid_fraction=0.2, test_fraction=0.2, gap_days=5)
+TOLD = Told(wording=WORDING, periods=PERIODS)
 
 
 def tables(users: int = 12, events: int = 240) -> Tables:
@@ -79,7 +80,7 @@ def exchanges(work: Work, example: dict[str, Any]) -> list[tuple[str, str, bool]
 @pytest.mark.parametrize("length", [90, 140, 600])
 def test_every_training_event_is_in_one_conversation_that_fits(length: int) -> None:
     log = tables()
-    work = Conversations(**COMMON, budget=Budget(length=length)).work_on(log)
+    work = Conversations(told=TOLD, budget=Budget(length=length)).work_on(log)
     train_end, _ = bounds(work)
     told: dict[int, list[tuple[str, str]]] = {}
     for example in examples_of(work, "train"):
@@ -96,7 +97,7 @@ def test_every_training_event_is_in_one_conversation_that_fits(length: int) -> N
 def test_held_out_conversations_end_with_events_of_the_period_that_alone_are_predicted() -> None:
     log = tables()
     when = {f"[Film {i}x]": t for i, t in log.interactions.select("item_id", "timestamp").iter_rows()}
-    work = Conversations(**COMMON, asked=3, budget=Budget(length=200)).work_on(log)
+    work = Conversations(told=TOLD, asked=3, budget=Budget(length=200)).work_on(log)
     train_end, test_from = bounds(work)
     for split, first, last in (("valid", train_end, test_from), ("test", test_from, 10**12)):
         records = list(examples_of(work, split))
@@ -113,7 +114,7 @@ def test_held_out_conversations_end_with_events_of_the_period_that_alone_are_pre
 
 def test_drawn_items_are_none_that_the_user_picked_and_the_newest_conversations_are_kept() -> None:
     log = tables()
-    work = Conversations(**COMMON, negatives=2, most=1, budget=Budget(length=150)).work_on(log)
+    work = Conversations(told=TOLD, negatives=2, most=1, budget=Budget(length=150)).work_on(log)
     for example in examples_of(work, "train"):
         user = work.users["user_id"][int(example["user_index"])]
         mine = {f"[Film {i}x]" for i in log.interactions.filter(pl.col("user_id") == user)["item_id"]}
@@ -127,7 +128,7 @@ def test_drawn_items_are_none_that_the_user_picked_and_the_newest_conversations_
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "turns"])
 def test_other_formats_fit_their_budget_too(name: str) -> None:
     wording = Wording(tokenizer=TokenizerConfig(size=700), items=Entity(fields=(TITLE,)), chat=name)
-    work = Conversations(**{**COMMON, "wording": wording}, budget=Budget(length=160)).work_on(tables())
+    work = Conversations(told=Told(wording=wording, periods=PERIODS), budget=Budget(length=160)).work_on(tables())
     examples = list(examples_of(work, "train"))
     assert max(len(e["items"]) for e in examples) <= 160
     assert work.text is not None
@@ -140,14 +141,14 @@ def test_other_formats_fit_their_budget_too(name: str) -> None:
 
 def test_an_event_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(DataError, match="about a single event(.|\n)*at most 40"):
-        Conversations(**COMMON, budget=Budget(length=40)).work_on(tables())
+        Conversations(told=TOLD, budget=Budget(length=40)).work_on(tables())
 
 
 def test_the_catalogue_is_asked_about_field_by_field() -> None:
     log = tables(events=40)
     assert log.items is not None
     wording = Wording(tokenizer=TokenizerConfig(size=700), items=Entity(fields=FIELDS))
-    work = Instructions(wording=wording, held_out=0.2).work_on(log)
+    work = Instructions(told=Told(wording=wording), held_out=0.2).work_on(log)
     found: dict[str, set[str]] = {}
     for split in ("train", "valid", "test"):
         for example in examples_of(work, split):
@@ -175,7 +176,7 @@ def test_conversations_of_a_file_are_read_in_both_spellings(tmp_path: Path) -> N
     two = {"conversations": [{"from": "human", "value": "A"}, {"from": "gpt", "value": "B"}] * 20}
     long = {"messages": [turn("user", "x" * 4000), turn("assistant", "y")]}
     source = write(tmp_path / "a.jsonl", one, two, long)
-    task = Instructions(wording=WORDING, source=source, held_out=1e-9, budget=Budget(length=60))
+    task = Instructions(told=TOLD, source=source, held_out=1e-9, budget=Budget(length=60))
     work = task.work_on(tables())
     first, second = (exchanges(work, e) for e in examples_of(work, "train"))
     assert first == [("Hello <end>", "Hi é字", True)]
@@ -203,15 +204,15 @@ def test_a_line_that_is_no_conversation_is_named(line: Any, message: str, tmp_pa
     good = {"messages": [turn("user", "Hello"), turn("assistant", "Hi")]}
     source = write(tmp_path / "a.jsonl", good, line)
     with pytest.raises(DataError, match=r"a.jsonl, line 2") as found:
-        Instructions(wording=WORDING, source=source).work_on(tables())
+        Instructions(told=TOLD, source=source).work_on(tables())
     assert message in str(found.value)
 
 
 def test_what_cannot_be_read_or_set_is_refused() -> None:
     with pytest.raises(DataError, match="cannot read the conversations"):
-        Instructions(wording=WORDING, source=Jsonl(path="/nowhere.jsonl")).work_on(tables())
+        Instructions(told=TOLD, source=Jsonl(path="/nowhere.jsonl")).work_on(tables())
     with pytest.raises(DataError, match="nothing to ask about"):
-        Instructions(wording=WORDING).work_on(tables())
+        Instructions(told=TOLD).work_on(tables())
     with pytest.raises(ConfigError, match="held_out"):
         Instructions(held_out=0.7)
     with pytest.raises(ConfigError, match="Conversations.asked"):

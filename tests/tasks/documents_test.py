@@ -20,7 +20,7 @@ from recjax.prompts.tokenizer import TokenizerConfig
 from recjax.recipe import Assembly, Recipe
 from recjax.tasks.documents import Documents
 from recjax.tasks.mixtures import Mixture
-from recjax.tasks.prompted import Periods, Wording
+from recjax.tasks.prompted import Periods, Told, Wording
 from recjax.tasks.work import Work, examples_of
 
 DAY = 86_400
@@ -44,7 +44,9 @@ def texts(work: Work, split: str) -> dict[int, str]:
 
 def test_documents_tell_the_catalogue_and_the_log_of_the_training_period() -> None:
     tables = log([(7, "a", 4.0, 0), (7, "b", 2.5, 40), (7, "c", 5.0, 90), (9, "b", 1.0, 1), (9, "a", 3.0, 95)])
-    task = Documents(wording=SMALL, held_out=1e-9, periods=Periods(valid_fraction=0.2, test_fraction=0.2, gap_days=10))
+    task = Documents(
+        held_out=1e-9, told=Told(wording=SMALL, periods=Periods(valid_fraction=0.2, test_fraction=0.2, gap_days=10))
+    )
     work = task.work_on(tables)
     found = texts(work, "train")
     assert work.users["user_id"].to_list() == ["user 7", "user 9", "item a", "item b", "item c"]
@@ -61,12 +63,12 @@ def test_documents_tell_the_catalogue_and_the_log_of_the_training_period() -> No
 
 def test_every_document_is_in_one_split_and_the_splits_do_not_depend_on_the_sources() -> None:
     tables = World(num_events=2000).tables()
-    task = Documents(wording=SMALL, held_out=0.2)
+    task = Documents(told=Told(wording=SMALL), held_out=0.2)
     work = task.work_on(tables)
     found = [set(texts(work, split)) for split in ("train", "valid", "test")]
     assert all(found) and sum(map(len, found)) == len(set.union(*found)) <= work.users.height
     assert work.facts["counts"]["train"]["examples"] == len(found[0])
-    users = Documents(wording=SMALL, held_out=0.2, sources=("log",)).work_on(tables)
+    users = Documents(told=Told(wording=SMALL), held_out=0.2, sources=("log",)).work_on(tables)
     assert set(texts(users, "valid")) == {n for n in found[1] if n < len(users.users)}
 
 
@@ -74,22 +76,24 @@ def test_what_cannot_be_told_is_refused() -> None:
     tables = log([(7, "a", 4.0, 0), (7, "b", 2.5, 40)])
     with pytest.raises(DataError, match=r"no column(.|\n)*item_id, title"):
         fields = (Field(name="plot", columns=("plot", "summary")),)
-        Documents(wording=Wording(items=Entity(fields=fields))).work_on(tables)
+        Documents(told=Told(wording=Wording(items=Entity(fields=fields)))).work_on(tables)
     with pytest.raises(DataError, match="needs an items table"):
         Documents().work_on(Tables(interactions=tables.interactions))
     with pytest.raises(DataError, match="leaves nothing to train on"):
-        Documents(wording=SMALL, periods=Periods(gap_days=100)).work_on(tables)
+        Documents(told=Told(wording=SMALL, periods=Periods(gap_days=100))).work_on(tables)
     with pytest.raises(DataError, match="needs times"):
-        Documents(wording=SMALL).work_on(Tables(interactions=tables.interactions.drop("timestamp"), items=tables.items))
+        Documents(told=Told(wording=SMALL)).work_on(
+            Tables(interactions=tables.interactions.drop("timestamp"), items=tables.items)
+        )
     with pytest.raises(ConfigError, match="special token '<begin>'"):
-        Documents(wording=SMALL, begin="<begin>", periods=Periods(gap_days=1)).work_on(tables)
+        Documents(told=Told(wording=SMALL, periods=Periods(gap_days=1)), begin="<begin>").work_on(tables)
     with pytest.raises(ConfigError, match="sources"):
         Documents(sources=("plots",))
 
 
 @pytest.mark.parametrize("history", ["chunk", "tile"])
 def test_a_small_language_model_learns_from_documents(history: str, prepare_here) -> None:
-    task = Documents(data=DataDir(simulate=World(num_events=2000)), wording=SMALL)
+    task = Documents(told=Told(data=DataDir(simulate=World(num_events=1000)), wording=SMALL))
     prepare_here(task)
     recipe = Recipe(
         name="documents",
@@ -100,7 +104,7 @@ def test_a_small_language_model_learns_from_documents(history: str, prepare_here
         ),
         objectives=[CatalogueSoftmax()],
         optimizer=Optimizer(learning_rate=1e-2),
-        train_steps=40,
+        train_steps=25,
     )
     assembly = Assembly(recipe, ensure_prepared(recipe.mixture), jax.devices()[:1])
     state, step, const = assembly.init_state(), assembly.train_step(), assembly.const()
@@ -111,4 +115,4 @@ def test_a_small_language_model_learns_from_documents(history: str, prepare_here
             losses.append(float(metrics["loss"]))
             if len(losses) == recipe.train_steps:
                 break
-    assert np.mean(losses[-5:]) < 0.7 * losses[0]
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]

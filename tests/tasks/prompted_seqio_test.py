@@ -16,13 +16,13 @@ from recjax.prompts.writer import Budget
 from recjax.tasks import seqio_bridge
 from recjax.tasks.documents import Documents
 from recjax.tasks.mixtures import Mixture
-from recjax.tasks.prompted import Prompted, Wording
+from recjax.tasks.prompted import Prompted, Told, Wording
 from recjax.tasks.prompted_conversations import Conversations, Instructions
 from recjax.tasks.prompted_ranking import GenreAffinity, Relevance, WatchNext
 from recjax.tasks.work import columns_of, examples_of
 
 DATA = DataDir(simulate=World(num_events=800))
-COMMON: dict[str, Any] = {"data": DATA, "wording": Wording(tokenizer=TokenizerConfig(size=700))}
+COMMON: dict[str, Any] = {"told": Told(data=DATA, wording=Wording(tokenizer=TokenizerConfig(size=700)))}
 SHORT = Budget(length=400)
 
 
@@ -83,10 +83,10 @@ def llama_like(folder: Path) -> Path:
 
 @pytest.mark.tensorflow
 def test_a_prepared_folder_carries_its_tokenizer(tmp_path: Path) -> None:
-    given = Wording(tokenizer=TokenizerConfig(path=str(llama_like(tmp_path))), chat="chatml")
+    given = Told(data=DATA, wording=Wording(tokenizer=TokenizerConfig(path=str(llama_like(tmp_path))), chat="chatml"))
     tasks = [
-        WatchNext(data=DATA, wording=given),
-        Documents(data=DATA, wording=given, begin="<|endoftext|>", end="<|endoftext|>"),
+        WatchNext(told=given),
+        Documents(told=given, begin="<|endoftext|>", end="<|endoftext|>"),
         WatchNext(**COMMON, name="next_by_pieces"),
     ]
     paths = prepare(Mixture(tasks=tasks), tmp_path / "cache")

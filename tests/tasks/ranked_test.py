@@ -13,7 +13,7 @@ from recjax.data.vocab import FIRST_ITEM
 from recjax.prompts.fields import Entity, Field
 from recjax.prompts.tokenizer import TokenizerConfig
 from recjax.prompts.writer import Budget
-from recjax.tasks.prompted import Periods, Wording
+from recjax.tasks.prompted import Periods, Told, Wording
 from recjax.tasks.prompted_ranking import GenreAffinity, Ranked, Rated, Relevance, Stars, WatchNext
 from recjax.tasks.work import Work, examples_of
 
@@ -21,7 +21,8 @@ DAY = 86_400
 GENRES = ("drama", "comedy", "war", "noir")
 WORDING = Wording(tokenizer=TokenizerConfig(size=600), items=Entity(fields=(Field(name="title", label=""),)))
 PERIODS = Periods(valid_fraction=0.15, test_fraction=0.2, gap_days=15)
-COMMON: dict[str, Any] = {"wording": WORDING, "periods": PERIODS, "history": 5, "min_history": 2, "per_user": 3}
+TOLD = Told(wording=WORDING, periods=PERIODS)
+COMMON: dict[str, Any] = {"told": TOLD, "history": 5, "min_history": 2, "per_user": 3}
 
 
 def tables(seed: int = 0, users: int = 25, events: int = 400) -> Tables:
@@ -215,7 +216,7 @@ def test_a_genre_is_right_when_one_of_the_next_items_has_it() -> None:
 def test_judgments_are_those_of_the_data_and_queries_are_in_one_split(negatives: int) -> None:
     log = tables()
     assert log.queries is not None and log.relevance is not None
-    settings = {"wording": WORDING, "valid_fraction": 0.2, "test_fraction": 0.2, "per_user": 4}
+    settings = {"told": TOLD, "valid_fraction": 0.2, "test_fraction": 0.2, "per_user": 4}
     work = Relevance(**settings, negatives=negatives, min_label=2.0, candidates=9).work_on(log)
     text_of = {q: " ".join(t.split()).casefold() for q, t in log.queries.iter_rows()}
     best: dict[tuple[str, int], int] = {}
@@ -245,7 +246,7 @@ def test_judgments_are_those_of_the_data_and_queries_are_in_one_split(negatives:
 def test_the_last_events_are_asked_about_where_a_log_has_no_times() -> None:
     log = tables()
     plain = Tables(interactions=log.interactions.drop("timestamp"), items=log.items)
-    work = Rated(**{**COMMON, "periods": Periods(by="last", held_out=3)}).work_on(plain)
+    work = Rated(**{**COMMON, "told": Told(wording=WORDING, periods=Periods(by="last", held_out=3))}).work_on(plain)
     for split, ago in (("valid", 6), ("test", 3)):
         for record in examples_of(work, split):
             items = [e["item_id"] for e in events_of(log, users_of(work)[int(record["user_index"])])]
