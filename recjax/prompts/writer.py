@@ -52,11 +52,12 @@ class Prompt:
 
     def answered(self, number: int, answer: np.ndarray) -> Rendered:
         """The whole example of one candidate, with the tokens of its answer; the section "answer" is these."""
-        parts = [self.prefix, self.questions[number], Rendered(answer, ())]
-        pieces, sections = [], []
-        for part in parts[:2]:
-            pieces += [part.tokens[span.start : span.stop] for span in part.spans]
-            sections += [span.section for span in part.spans]
+        parts = [
+            (part.tokens[span.start : span.stop], span.section)
+            for part in (self.prefix, self.questions[number])
+            for span in part.spans
+        ]
+        pieces, sections = zip(*parts, strict=True)
         return joined([*pieces, answer], [*sections, ANSWER])
 
 
