@@ -7,11 +7,11 @@ from recjax.core.sharding import platform
 
 
 def linear(
-    x: Float[Array, "b l i"], weight: Float[Array, "i o"], bias: Float[Array, " o"] | None
-) -> Float[Array, "b l o"]:
+    x: Float[Array, "*n i"], weight: Float[Array, "i o"], bias: Float[Array, " o"] | None
+) -> Float[Array, "*n o"]:
     """`x @ weight + bias` in the dtype of `x`."""
     y = _product(x, weight.astype(x.dtype))
-    return y if bias is None else y + bias.astype(x.dtype)[None, None]
+    return y if bias is None else y + bias.astype(x.dtype).reshape(*(1,) * (y.ndim - 1), -1)
 
 
 def transposed(x: Float[Array, "*n i o"]) -> Float[Array, "*n o i"]:
