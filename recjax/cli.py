@@ -31,7 +31,7 @@ VERBS = {
     "export": "write a bundle for serving",
     "serve": "answer requests over HTTP from bundles",
     "compile": "compile the train step for a TPU topology without owning it: memory, FLOPs, collectives",
-    "convert": "checkpoints of T5 from Hugging Face or T5X into ours, and ours into Hugging Face's",
+    "convert": "language models of Hugging Face or T5X into our checkpoints, and ours into Hugging Face's",
     "embed": "vectors of the items of a data directory, by a sentence encoder such as MiniLM",
     "run": "all stages of a recipe in order, then a report: measured beside published",
     "study": "scaling studies: grid of runs, laws, a larger model foretold, trained and compared",

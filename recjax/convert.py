@@ -1,11 +1,14 @@
-"""`recjax convert`: checkpoints of T5 1.1 of other programs into ours, and ours into Hugging Face's.
+"""`recjax convert`: language models of other programs into checkpoints of ours, and ours into Hugging Face's.
 
     recjax convert --source=flan-t5-base --out=runs/flan            a folder to warm start from (WarmStart.checkpoints)
     recjax convert RECIPE --source=flan-t5-base --out=runs/flan     the same with a row for each token of the recipe
     recjax convert --source=runs/joint --out=joint-hf               a run, or its checkpoints, for Hugging Face
+    recjax convert --source=runs/sft --out=sft-hf --like=mixtral    the same of a decoder: settings, tokenizer of `like`
+    recjax convert RECIPE --source=runs/cpt --out=cpt-hf            the same, with the settings of the recipe's model
 
-A folder of Hugging Face has `config.json` and safetensors, one of T5X a file `checkpoint`. Nothing is overwritten, and
-what is not exactly T5 1.1 is refused with all that differs.
+A folder of Hugging Face has `config.json` and safetensors, and holds T5 1.1, Llama, Mistral, Mixtral, Qwen2 or Qwen3;
+one of T5X has a file `checkpoint`. Nothing is overwritten, and what is not exactly one of these is refused with all
+that differs.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from recjax import cli, command
+from recjax import cli, command, convert_decoder
 from recjax.bridge.t5_files import read_t5, write_t5
 from recjax.bridge.vocabulary import with_items
 from recjax.core import saved
@@ -50,17 +53,23 @@ def main(argv: list[str]) -> int:
         default="noise",
         help="vectors of item tokens: near the mean of all words, or the mean of the words of their titles",
     )
+    flags.add_argument("--like", type=Path, help="folder of Hugging Face whose settings and tokenizer a decoder has")
     given = parse_argv(argv)
     args = flags.parse_args(list(given.rest))
     if args.out.exists():
         raise CheckpointError("will not overwrite what exists", where=str(args.out), mend="give another folder")
     ours = _ours(args.source)
     command.start_jax()
-    if ours is not None:
-        print(_to_hugging_face(ours, args))
-    elif args.recipe or given.gin_files:
+    assembly = None
+    if args.recipe or given.gin_files:
         parsed = command.parse(flags, argv)
-        print(_for_recipe(Assembly(parsed.recipe, ensure_prepared(parsed.recipe.mixture, args.cache)), args))
+        assembly = Assembly(parsed.recipe, ensure_prepared(parsed.recipe.mixture, args.cache))
+    if ours is not None:
+        print(_to_hugging_face(ours, args, assembly))
+    elif convert_decoder.is_decoder(args.source):
+        print(convert_decoder.to_ours(args.source, args.out, save, assembly))
+    elif assembly is not None:
+        print(_for_recipe(assembly, args))
     else:
         sizes, params = read_t5(args.source)
         save(args.out, params)
@@ -130,18 +139,23 @@ def _for_recipe(assembly: Assembly, args: argparse.Namespace) -> str:
     return f"{sizes} with {assembly.num_rows} rows in {args.out}, for WarmStart.checkpoints"
 
 
-def _to_hugging_face(checkpoints: Path, args: argparse.Namespace) -> str:
+def _to_hugging_face(checkpoints: Path, args: argparse.Namespace, assembly: Assembly | None) -> str:
     step = int(args.step) if args.step.isdigit() else args.step
 
     def write(path: Path, record: Record) -> str:
-        prefix = saved.params_prefix(record)
-        forms = {p.removeprefix(prefix): form for p, form in record.signature.items() if p.startswith(prefix)}
+        stored = saved.params_of(record)
+        forms = {name: record.signature[at] for name, at in stored.items()}
 
         def read(name: str) -> np.ndarray:
             form = jax.ShapeDtypeStruct(forms[name][1], forms[name][0], sharding=_one_device())
-            [array] = by_path(saved.load(path, saved.nested({prefix + name: form}))).values()
+            [array] = by_path(saved.load(path, saved.nested({stored[name]: form}))).values()
             return np.asarray(array)
 
+        if not any(name.startswith("decoder/") for name in forms):
+            decoder, tokenizer = convert_decoder.decoder_of(args.like, checkpoints, assembly)
+            more = {"dtype": DTYPES[args.dtype], "tokenizer": tokenizer}
+            where = f"step {record.step} of {checkpoints}"
+            return convert_decoder.to_hugging_face(where, args.out, decoder, forms, read, **more)
         sizes = write_t5(args.out, forms, read, dtype=DTYPES[args.dtype])
         return f"step {record.step} of {checkpoints}: {sizes} in {args.out}"
 

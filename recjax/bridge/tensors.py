@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,18 @@ def refuse(lines: list[str], where: Path) -> None:
         raise CheckpointError(
             "this checkpoint is of another model:\n    " + "\n    ".join(lines),
             where=str(where),
-            expected="T5 1.1 (such as Flan-T5), or for sentence vectors a BERT",
+            expected="T5 1.1 (such as Flan-T5), Llama, Mistral, Mixtral, Qwen2, Qwen3, or for sentence vectors a BERT",
         )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The `config.json` of a folder."""
+    return _json(path / CONFIG)
 
 
 def open_safetensors(path: Path) -> Tensors:
     """A folder of Hugging Face: `config.json` and `model.safetensors`, or an index and the files that it names."""
-    config = _json(path / CONFIG)
+    config = read_config(path)
     index = path / INDEX
     names = set(_json(index).get("weight_map", {}).values()) if index.is_file() else {ONE_FILE}
     place: dict[str, Path] = {}
@@ -81,11 +87,12 @@ def write_safetensors(
     *,
     dtype: np.dtype,
     shard_bytes: int,
+    files: Sequence[Path] = (),
 ) -> None:
     """A new folder as `open_safetensors` reads it, and Hugging Face; no file is larger than `shard_bytes` if possible.
 
     `tensors` are the shape of each and what makes it, which is called when the file that it is part of is written: no
-    more than one file is in memory. Raises `CheckpointError` when `out` exists.
+    more than one file is in memory. `files` are copied beside them. Raises `CheckpointError` when `out` exists.
     """
     shards: list[list[str]] = [[]]
     size = 0
@@ -96,16 +103,18 @@ def write_safetensors(
             size = 0
         shards[-1].append(name)
         size += needed
-    files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    shard_files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     with folder.new_folder(out, error=CheckpointError) as new:
-        for file, names in zip(files if len(shards) > 1 else [ONE_FILE], shards, strict=True):
+        for file, names in zip(shard_files if len(shards) > 1 else [ONE_FILE], shards, strict=True):
             arrays = {name: np.ascontiguousarray(tensors[name][1]().astype(dtype)) for name in names}
             save_file(arrays, new / file, metadata={"format": "pt"})
         if len(shards) > 1:
-            places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+            places = {name: file for file, names in zip(shard_files, shards, strict=True) for name in names}
             total = sum(int(np.prod(shape)) for shape, _ in tensors.values()) * dtype.itemsize
             _write_json(new / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
         _write_json(new / CONFIG, config)
+        for file in files:
+            shutil.copyfile(file, new / file.name)
 
 
 def _look(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:

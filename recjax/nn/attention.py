@@ -119,7 +119,7 @@ def attend_dense(
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32)
     scores = scores * np.float32(scale_of(q.shape[-1], scale)) + (jnp.zeros((1, 1, 1)) if bias is None else bias)[None]
-    scores = jnp.where(_all_allowed(masks, causal)[:, None], scores, NEGATIVE)
+    scores = jnp.where(all_allowed(masks, causal)[:, None], scores, NEGATIVE)
     return jnp.einsum("bhqs,bshk->bqhk", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
@@ -134,13 +134,14 @@ def attend_library(
     bias: Float[Array, "h q s"] | None = None,
 ) -> Float[Array, "b q h k"]:
     """`attend` by `jax.nn.dot_product_attention`, which knows no dropout of the weights."""
-    mask = _all_allowed(masks, causal)[:, None]
+    mask = all_allowed(masks, causal)[:, None]
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, scale=scale, bias=None if bias is None else bias[None].astype(q.dtype)
     )
 
 
-def _all_allowed(masks: Masks, causal: bool) -> jax.Array:
+def all_allowed(masks: Masks, causal: bool) -> Bool[Array, "b q k"]:
+    """`allowed` for all queries and keys."""
     q_place, k_place = (jnp.arange(x.shape[1])[None] for x in masks[:2])
     return allowed(q_place, k_place, *masks[:2], causal=causal, prefix=masks.prefix, parents=masks.parents)
 

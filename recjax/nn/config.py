@@ -31,7 +31,8 @@ class TransformerConfig:
     part, each of width `mlp_width` and without bias.
 
     `causal` False lets every event see those after it. `cross` is a third part of each block, between the other two,
-    that looks at the output of another stack. `kernel` is how softmax attention is computed. `residual` "gated"
+    that looks at the output of another stack. `kernel` is how softmax attention is computed ("blocks" and "library"
+    anywhere, "splash" and "tokamax" on accelerators, for long rows; see `recjax.nn.flash`). `residual` "gated"
     multiplies what a part adds to the stream x by sigmoid(W x) (LiGR, arXiv 2502.03417; eSASRec). `final_norm` is that
     after the last block, which a stack with `place` "post" may do without (BERT).
 
@@ -69,7 +70,7 @@ class TransformerConfig:
     attention: Literal["softmax", "hstu"] = "softmax"
     causal: bool = True
     cross: bool = False
-    kernel: Literal["blocks", "library"] = "blocks"
+    kernel: Literal["blocks", "library", "splash", "tokamax"] = "blocks"
     remat: Literal["none", "full"] = "none"
     unroll: bool | None = None
     init: Literal["fan_in", "t5"] = "fan_in"
@@ -127,11 +128,13 @@ class TransformerConfig:
                 f"TransformerConfig: {self.attention} attention has no bias by relative {self.relative}",
                 expected=f"one of {kinds}",
             )
-        if self.kernel == "library" and self.attention_dropout:
+        if self.kernel != "blocks" and self.attention_dropout:
             raise ConfigError(
-                "TransformerConfig: the library's attention has no attention_dropout",
+                f"TransformerConfig: the attention of kernel = {self.kernel!r} has no attention_dropout",
                 mend='kernel = "blocks", or attention_dropout = 0',
             )
+        if self.kernel == "splash" and self.relative != "none":
+            raise ConfigError(f"TransformerConfig: splash attention has no bias by relative {self.relative}")
         if self.attention == "hstu":
             for name, value, only in (
                 ("attention_dropout", self.attention_dropout, 0.0),
@@ -207,7 +210,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "relative": ("none", "position", "position_time", "t5"),
     "ffn": (*ACTIVATIONS, "none"),
     "attention": ("softmax", "hstu"),
-    "kernel": ("blocks", "library"),
+    "kernel": ("blocks", "library", "splash", "tokamax"),
     "remat": ("none", "full"),
     "init": ("fan_in", "t5"),
     "dtype": ("float32", "bfloat16"),

@@ -17,11 +17,13 @@ from recjax.core.sharding import constrain
 from recjax.nn.attention import NEGATIVE, Masks, allowed_at, attend, attend_library, product, scale_of
 from recjax.nn.cached import Added, Branches, Kept, attend_branches, attend_cached, put
 from recjax.nn.config import TransformerConfig, initializers
+from recjax.nn.flash import attend_splash, attend_tokamax
 from recjax.nn.layout import Layout, Source
 from recjax.nn.linear import linear
 from recjax.nn.norm import Norm
 from recjax.nn.projections import project, take_slots, turn
 
+_KERNELS = {"library": attend_library, "splash": attend_splash, "tokamax": attend_tokamax}
 _AXES = ("embed", "heads", "head_dim")
 
 
@@ -65,9 +67,9 @@ class Heads(Module):
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, masks: Masks, rate: Any, key: Any, **more: Any) -> Any:
         """The kernel of the config, and back to the stream."""
         q = constrain(q, "batch", "length", "heads", "head_dim")
-        if self.config.kernel == "library":
-            return self.close(attend_library(q, k, v, masks, scale=self.scale, **more))
-        return self.close(attend(q, k, v, masks, scale=self.scale, dropout=rate, key=key, **more))
+        if self.config.kernel == "blocks":
+            return self.close(attend(q, k, v, masks, scale=self.scale, dropout=rate, key=key, **more))
+        return self.close(_KERNELS[self.config.kernel](q, k, v, masks, scale=self.scale, **more))
 
     def close(self, mixed: Float[Array, "b l h k"]) -> Float[Array, "b l d"]:
         """From heads back to the stream."""
