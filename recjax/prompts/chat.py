@@ -183,7 +183,9 @@ class Memo:
 class Chat:
     """A format in the tokens of a tokenizer.
 
-    Raises `ConfigError` when the tokenizer has not all special tokens of the format.
+    A conversation opens with the tokens `begin`; `opening[role]` and `closing[role]` stand around what a role says, and
+    `leads[role]` are the spaces that it begins with. `before_answer` is the ordinary text between the last special
+    token and an answer. Raises `ConfigError` when the tokenizer has not all special tokens of the format.
     """
 
     def __init__(self, chat: ChatFormat, spell: Memo) -> None:
@@ -196,33 +198,14 @@ class Chat:
                 expected="a format that the tokenizer was made for",
                 mend=f"take another of {', '.join(FORMATS)}, or add the tokens to the tokenizer",
             )
-        self._begin = self._markup(chat.begin)
-        self._opening, self._closing, self.leads = {}, {}, {}
-        for role in ROLES:
-            before, _, after = getattr(chat, role).partition("{}")
-            opening = before.rstrip(" ")
-            self.leads[role] = before[len(opening) :]
-            self._opening[role], self._closing[role] = opening, after
-        said, _, rest = self._closing["assistant"].partition(chat.end)
+        around = {role: getattr(chat, role).partition("{}")[::2] for role in ROLES}
+        self.leads = {role: before[len(before.rstrip(" ")) :] for role, (before, _) in around.items()}
+        self.begin = self._markup(chat.begin)
+        self.opening = {role: self._markup(before.rstrip(" ")) for role, (before, _) in around.items()}
+        self.closing = {role: self._markup(after) for role, (_, after) in around.items()}
+        self.before_answer = self._split(around["assistant"][0].rstrip(" "))[-1][1]
+        said, _, rest = around["assistant"][1].partition(chat.end)
         self._end, self._rest = self._markup(said + chat.end), self._markup(rest)
-
-    @property
-    def before_answer(self) -> str:
-        """The ordinary text between the last special token and an answer."""
-        return self._split(self._opening["assistant"])[-1][1]
-
-    def opening(self, role: str) -> np.ndarray:
-        """int32: what stands before the words of a role."""
-        return self._markup(self._opening[role])
-
-    def closing(self, role: str) -> np.ndarray:
-        """int32: what stands behind them."""
-        return self._markup(self._closing[role])
-
-    @property
-    def begin(self) -> np.ndarray:
-        """int32: what a conversation opens with."""
-        return self._begin
 
     def answer(self, text: str) -> np.ndarray:
         """int32: an answer, and the token that ends it."""
@@ -237,9 +220,9 @@ class Chat:
             tokens.append(found)
             sections.append(section)
 
-        add(MARKUP, self._begin)
+        add(MARKUP, self.begin)
         for turn in self._placed(turns):
-            add(MARKUP, self.opening(turn.role))
+            add(MARKUP, self.opening[turn.role])
             lead = self.leads[turn.role]
             for number, part in enumerate(turn.parts):
                 section = ANSWER if turn.role == "assistant" else part.section
@@ -248,7 +231,7 @@ class Chat:
                 add(ANSWER, self._end)
                 add(MARKUP, self._rest)
             else:
-                add(MARKUP, self.closing(turn.role))
+                add(MARKUP, self.closing[turn.role])
         return joined(tokens, sections)
 
     def _placed(self, turns: Sequence[Turn]) -> list[Turn]:
@@ -265,9 +248,8 @@ class Chat:
                 where=f"chat format {self.format.name!r}",
                 expected="a user's turn, which it becomes part of",
             )
-        before, after = self._opening["system"], self._closing["system"]
-        said = "".join(part.text for part in system.parts)
-        inside = Part(system.parts[0].section, before + self.leads["system"] + said + after)
+        said = self.format.system.replace("{}", "".join(part.text for part in system.parts))
+        inside = Part(system.parts[0].section, said)
         return [Turn("user", (inside, *rest[0].parts)), *rest[1:]]
 
     def _markup(self, text: str) -> np.ndarray:

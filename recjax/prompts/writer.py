@@ -8,14 +8,16 @@ question or an event is never cut, and a prompt that is over its budget even so 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recjax.core.errors import ConfigError, DataError
-from recjax.prompts.chat import ANSWER, MARKUP, Chat, Rendered, joined
+from recjax.data.text import Tokenizer
+from recjax.prompts.chat import ANSWER, MARKUP, Chat, ChatFormat, Memo, Rendered, joined
 from recjax.prompts.template import Style, Template
 
 
@@ -80,6 +82,25 @@ class PromptWriter:
     ) -> None:
         template.check(name, instruction=instruction, question=question)
         self.template, self.chat, self.budget, self.name = template, chat, budget, name
+        self._fields = {"instruction": list(instruction), "question": list(question)}
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any], tokenizer: Tokenizer) -> PromptWriter:
+        """The writer that `told` describes, as a prepared folder says it under "template"."""
+        chat = Chat(ChatFormat(**{**told["chat"], "specials": tuple(told["chat"]["specials"])}), Memo(tokenizer))
+        phrases = {name: tuple(told["template"][name]) for name in Template.sections()}
+        template = Template(**phrases, layout=told["template"]["layout"])
+        return cls(template, chat, Budget(**told["budget"]), name=told["name"], **told["fields"])
+
+    def told(self) -> dict[str, Any]:
+        """All that its prompts depend on besides the tokenizer, as JSON."""
+        return {
+            "name": self.name,
+            "template": dataclasses.asdict(self.template),
+            "chat": dataclasses.asdict(self.chat.format),
+            "budget": dataclasses.asdict(self.budget),
+            "fields": self._fields,
+        }
 
     def write(
         self,
@@ -100,12 +121,12 @@ class PromptWriter:
         lead = chat.leads["user"]
         opening = spell(lead + style.say("instruction", **(instruction or {})))
         asked = [spell(style.say("question", **question)) for question in questions]
-        closing = np.concatenate([chat.closing("user"), chat.opening("assistant")])
+        closing = np.concatenate([chat.closing["user"], chat.opening["assistant"]])
         self._check("instruction", len(opening))
         longest = max(map(len, asked))
         self._check("question", longest)
         about = self._profile(style, profile)
-        before = [chat.begin, chat.opening("user"), opening, about]
+        before = [chat.begin, chat.opening["user"], opening, about]
         room = self.budget.length - sum(map(len, before)) - longest - len(closing) - answer_length
         past, kept = self._history(style, history, room)
         if len(past) > room:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -61,7 +60,7 @@ def make_work(task: Ranked, tables: Tables) -> Work:
             "asks": type(task).__name__,
             "split_rule": rule,
             "tie_rule": "events at the second of what is asked about are not told",
-            "template": dataclasses.asdict(task.template),
+            "template": writer.told(),
             "chat": chat.format.name,
             "label_words": list(task.words),
             "label_rows": (labels + FIRST_ITEM).tolist(),
@@ -89,6 +88,10 @@ class _Writer:
         self._prompts = PromptWriter(
             task.template, chat, task.budget, name=task.name, question=task.question, instruction=task.about
         )
+
+    def told(self) -> dict[str, Any]:
+        """What its prompts are like, for whoever asks the model later."""
+        return self._prompts.told()
 
     def examples(self, every: Iterable[Asked]) -> Iterable[Example]:
         """One example for each question, each in a style of its own."""

@@ -1,5 +1,7 @@
 """Prompts: budgets that cut whole events and fields alone, prefixes that candidates share, fields that are checked."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -86,6 +88,17 @@ def test_all_candidates_share_the_prefix_and_a_whole_example_is_its_parts(tokeni
         assert [span.section for span in whole.spans] == [
             *("markup", "instruction", "profile", "history", "question", "markup", "answer")
         ]
+
+
+def test_a_writer_can_be_written_down_and_read_again(tokenizer: Tokenizer) -> None:
+    one = writer(tokenizer, GROUPED, length=200, history=80)
+    two = PromptWriter.of(json.loads(json.dumps(one.told())), tokenizer)
+    history = [Event(item, "liked") for item in ITEMS]
+    found, again = (w.write([{"item": ITEMS[0]}], history=history, profile=FIELDS, draw=5) for w in (one, two))
+    np.testing.assert_array_equal(found.prefix.tokens, again.prefix.tokens)
+    np.testing.assert_array_equal(found.questions[0].tokens, again.questions[0].tokens)
+    assert found.events == again.events < len(history)
+    assert two.told() == one.told()
 
 
 def test_whole_fields_of_a_profile_are_left_out_last_first(tokenizer: Tokenizer) -> None:
