@@ -44,7 +44,7 @@ class SparseRows:
 
         The result has a fixed length; places that are left over hold `num_rows`.
         """
-        ids = {name: batch[name] for name in batch if _holds_rows(name)}
+        ids = {name: x for name, x in batch.items() if _holds_rows(name, x)}
         every = jnp.concatenate([jnp.arange(_SPECIAL, dtype=jnp.int32), *(x.reshape(-1) for x in ids.values())])
         parts = 1 if (mesh := active()) is None else mesh.size_of("items")
         size = min(every.shape[0], num_rows)
@@ -129,7 +129,9 @@ def rows_of(params: Params, sparse: SparseRows) -> int:
     return state.by_path(params)[sparse.tables[0]].shape[0]
 
 
-def _holds_rows(name: str) -> bool:
+def _holds_rows(name: str, x: jax.Array) -> bool:
+    if name.startswith("field/"):  # those of a ranker share one table; others are numbers
+        return jnp.issubdtype(x.dtype, jnp.integer)
     return name in ID_FIELDS or (name.startswith("drawn/") and name.endswith("rows"))
 
 

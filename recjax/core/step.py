@@ -80,6 +80,7 @@ def make_train_step(
     def step(state: TrainState, batch: Tree, const: Tree) -> tuple[TrainState, Metrics]:
         step_key = keys = jax.random.fold_in(jax.random.key(seed), state.step)
         weights = {o.name: jnp.maximum(o.total_weight(batch), 1e-9) for o in objectives}
+        const = {**const, "step": state.step}
         if accumulate == 1:
             batch = with_draws(batch, const, keys)
         else:

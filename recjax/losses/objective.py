@@ -10,6 +10,7 @@ devices and hosts add up to the same loss whatever way the examples were cut.
 `item_valid` bool [v]: which rows are items; `num_items` int32 []: how many. `item_trained` bool [v]: which of them
 occur in the training split at all; the others may not exist yet when the training examples are made.
 `drawn/<name>/...`: what the objective of that name has prepared from these.
+`step` int32 []: how many updates there have been; the engine adds it.
 
 An objective that draws items does so in `draw`, before anything is differentiated: the engine then knows every row of
 the catalogue that a step touches, and can leave the others alone (`core.sparse_rows`).
