@@ -16,6 +16,7 @@ import numpy as np
 
 from recjax.codes_evaluation import CodesEvaluation, CodesEvaluator
 from recjax.core import optim, state
+from recjax.core.adapters import ADAPTERS, Adapted, Adapters
 from recjax.core.checkpoint import Checkpoints
 from recjax.core.errors import ConfigError, ExamplesError, MeshError
 from recjax.core.flags import did_you_mean
@@ -24,7 +25,7 @@ from recjax.core.module import Functional, Module, Params, with_facts
 from recjax.core.sharding import Mesh, MeshConfig, make_mesh
 from recjax.core.state import TrainState
 from recjax.core.step import TrainStep, make_train_step
-from recjax.core.warm_start import WarmStart
+from recjax.core.warm_start import WarmStart, paths_in, warm_start
 from recjax.data.catalogue import CatalogueBatches, CatalogueFeed
 from recjax.data.examples import Examples
 from recjax.data.pipeline import BatchIterator, Feed, train_batches
@@ -53,7 +54,8 @@ class Recipe:
 
     `facts` compute, from the examples, arrays over the catalogue that the model reads from its batch as `item/<name>`
     [v, ...]: content vectors, popularity. They are made again for every run, are no parameters, and are never part of
-    a checkpoint. `warm_start` is where the parameters of a fresh run come from. `spelling` is how items and texts
+    a checkpoint. `warm_start` is where the parameters of a fresh run come from; with `adapters` they are frozen and
+    low-rank adapters are trained (`core.adapters`). `spelling` is how items and texts
     become tokens, the rows of the model's table; without it these are the rows of the items. Items of several tokens
     are found by a beam search, `beams` wide (0: as wide as the largest cut-off of the evaluation).
     """
@@ -67,6 +69,7 @@ class Recipe:
     spelling: Spelling | None = None
     beams: int = 0
     warm_start: WarmStart | None = None
+    adapters: Adapters | None = None
     optimizer: optim.Optimizer = optim.Optimizer()
     mesh: MeshConfig = MeshConfig()
     evaluation: Evaluation | CodesEvaluation | LabelEvaluation = Evaluation()
@@ -135,13 +138,14 @@ class Assembly:
         self.tokens = recipe.spelling.make(examples) if recipe.spelling else None
         self.num_rows = self.tokens.num_rows if self.tokens else self.vocab.num_rows
         make = functools.partial(recipe.model, num_rows=self.num_rows)
-        self.model = Functional(lambda rngs: make(rngs=rngs))
+        model = Functional(lambda rngs: make(rngs=rngs))
+        self.model = model if recipe.adapters is None else Adapted(model, recipe.adapters)
         self.facts = self._make_facts()
         self.catalogue = self._make_catalogue()
         self._check_positions()
         self._check_divisible()
         self._optimizer_config = optim.sparing(recipe.optimizer, self.model.untrained)
-        self.optimizer = optim.make(self._optimizer_config, self.abstract_params(), recipe.train_steps)
+        self.optimizer = optim.make(self._optimizer_config, self._trained(), recipe.train_steps)
 
     def _check_divisible(self) -> None:
         """Raise `MeshError` for a parameter that cannot be cut evenly."""
@@ -218,6 +222,10 @@ class Assembly:
             return ""
         return f"{self.vocab.hash}.{self.tokens.hash}" if self.tokens else self.vocab.hash
 
+    def _trained(self) -> Params:
+        """Shapes of the parameters that the optimiser knows."""
+        return state.split(self.abstract_params(), self.model.held)[0]
+
     def abstract_params(self) -> Any:
         """Shapes and dtypes of the parameters; nothing is allocated."""
         return jax.eval_shape(self.model.init, jax.random.key(0))
@@ -237,7 +245,22 @@ class Assembly:
         params = self.model.init(key)
         if facts is not None:
             params = self.model.fit(params, facts, jax.random.fold_in(key, _FIT))
-        return state.create(params, self.optimizer)
+        return state.create(params, self.optimizer, self.model.held)
+
+    def warm_started(self, fresh: TrainState, initial: WarmStart) -> TrainState:
+        """A fresh state with the parameters of a checkpoint.
+
+        A model with adapters takes up one that has them, or puts its fresh ones around the parameters of one without.
+        """
+        model, params = self.model, fresh.params
+        if not isinstance(model, Adapted) or any(path.startswith(f"{ADAPTERS}/") for path in paths_in(initial)):
+            return optim.with_params(fresh, warm_start(initial, params)[0])
+        places = jax.tree.map(lambda x: x.sharding, params)
+        with self.mesh.activate():
+            plain = jax.jit(model.plain, out_shardings=self.mesh.shardings(model.base.axes))(params)
+            plain, _ = warm_start(initial, plain)
+            params = jax.jit(model.adapt, out_shardings=places)(plain, params[ADAPTERS])
+        return optim.with_params(fresh, params)
 
     def batches(self, *, process_index: int = 0, process_count: int = 1) -> BatchIterator | CatalogueBatches:
         """The training batches of a process."""
@@ -287,7 +310,8 @@ class Assembly:
 
     def flops_per_token(self) -> TokenFlops:
         """Training arithmetic of one target, as the model counts it."""
-        model: Any = self.model.bind(self.abstract_params())
+        base = self.model.base
+        model: Any = base.bind(jax.eval_shape(base.init, jax.random.key(0)))
         feed = self.recipe.feed
         answers = {"answers": feed.answer_length} if isinstance(feed, Feed) and feed.answer == "decoder" else {}
         return model.token_flops(feed.row_length, **answers)
@@ -295,7 +319,7 @@ class Assembly:
     def train_step(self) -> TrainStep:
         """The jitted train step; the state it is given is used up."""
         recipe = self.recipe
-        row_wise, frozen = optim.paths_of(self._optimizer_config, self.abstract_params())
+        row_wise, frozen = optim.paths_of(self._optimizer_config, self._trained())
         step = make_train_step(
             self.model,
             recipe.objectives,
@@ -304,6 +328,7 @@ class Assembly:
             accumulate=recipe.accumulate,
             row_wise=row_wise,
             frozen=frozen,
+            held=self.model.held,
         )
         shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state())
         return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

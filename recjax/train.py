@@ -25,9 +25,9 @@ from recjax.core import flops, switch
 from recjax.core.checkpoint import Checkpointer
 from recjax.core.config import Snapshot
 from recjax.core.errors import ConfigError, TrainingError
-from recjax.core.optim import eval_params, learning_rate, with_params
+from recjax.core.optim import eval_params, learning_rate
 from recjax.core.state import TrainState
-from recjax.core.warm_start import WarmStart, warm_start
+from recjax.core.warm_start import WarmStart
 from recjax.core.writer import LateMetrics, RunWriter, StepMetrics
 from recjax.models.sequence import count_parameters
 from recjax.prepare import ensure_prepared
@@ -145,7 +145,7 @@ class _Run:
             self.progress = Progress(**restored.iterator["progress"])
             return restored.state
         fresh = self.assembly.init_state()
-        return fresh if initial is None else with_params(fresh, warm_start(initial, fresh.params)[0])
+        return fresh if initial is None else self.assembly.warm_started(fresh, initial)
 
     def facts(self, words: Sequence[str]) -> dict[str, Any]:
         """What the manifest of the run says about it."""

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from recjax import command
 from recjax.cli import ArgumentParser
 from recjax.core import saved
+from recjax.core.adapters import Adapted
 from recjax.core.checkpoint import restore_params
 from recjax.core.errors import ConfigError
 from recjax.core.module import Params
@@ -34,7 +37,7 @@ class Trained:
 
 
 def load(recipe: Recipe, workdir: Path, *, checkpoint: str = "", cache: Path | None = None) -> Trained:
-    """The parameters of a checkpoint of `workdir`.
+    """The parameters of a checkpoint of `workdir`, adapters merged into them.
 
     `checkpoint` is a step, "newest", or "max:metric" ("min:metric") for the best by it; "" is the best by the metric
     of the recipe's checkpoints, or the newest where it names none. Raises `CheckpointError` when there is none that
@@ -50,6 +53,10 @@ def load(recipe: Recipe, workdir: Path, *, checkpoint: str = "", cache: Path | N
         vocabulary=assembly.vocabulary_hash,
     )
     folder = workdir / CHECKPOINTS / saved.name_of(record.step)
+    if isinstance(assembly.model, Adapted):
+        adapted, assembly = assembly.model, Assembly(dataclasses.replace(recipe, adapters=None), assembly.examples)
+        places = assembly.mesh.shardings(assembly.model.axes)
+        params = jax.jit(adapted.merge, out_shardings=places)(params)
     return Trained(assembly=assembly, params=assembly.with_facts(params), step=record.step, checkpoint=folder)
 
 

@@ -238,9 +238,9 @@ def restore_params(
         params = {p: f for p, f in record.signature.items() if p.startswith(saved.PARAMS)}
         wanted = {saved.PARAMS + p: leaf for p, leaf in saved.signature(target).items()}
         saved.check_fit(dataclasses.replace(record, signature=params), wanted, vocabulary, path)
-        prefix = saved.params_prefix(record)
-        arrays = saved.load(path, saved.nested({prefix + p: leaf for p, leaf in by_path(target).items()}))
-        return from_paths(target, {p.removeprefix(prefix): x for p, x in by_path(arrays).items()}), record
+        stored = saved.params_of(record)
+        arrays = by_path(saved.load(path, saved.nested({stored[p]: leaf for p, leaf in by_path(target).items()})))
+        return from_paths(target, {p: arrays[stored[p]] for p in by_path(target)}), record
 
     return read_checkpoint(directory, step, restore)
 

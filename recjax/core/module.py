@@ -103,11 +103,18 @@ def one(layers: nnx.Module, index: int) -> nnx.Module:
 class Functional:
     """A module class and its arguments as pure functions of a parameter dict.
 
+    `axes` are the logical axes of every parameter, `untrained` the paths of those that the optimiser leaves alone, and
+    `held` of those that no step is to move at all. `base` is the model without what was put around it
+    (`core.adapters`).
+
     A module may have parameters that no gradient reaches: running statistics, books whose dead rows are revived. It
     sets them in two methods, which give new values by path ("/"-joined) and which the engine calls: `fit(facts, key)`
     before the first step of a fresh run, and `maintain(seen, key)` after the optimiser's part of every step. `seen`
     holds the module's outputs `seen/<name>` of all micro-batches, stacked in a first dimension.
     """
+
+    base: Functional
+    held: frozenset[str]
 
     def __init__(self, make: Callable[..., nnx.Module]) -> None:
         """`make(rngs=...)` builds the module."""
@@ -120,6 +127,7 @@ class Functional:
             "/".join(map(str, path)) for path, v in nnx.to_flat_state(state) if not v.get_metadata(_TRAINED)
         )
         self.maintains = hasattr(template, "maintain")
+        self.base, self.held = self, frozenset()
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters; deterministic in `key`."""

@@ -189,14 +189,18 @@ def learning_rate(config: Optimizer, total_steps: int) -> optax.Schedule:
 
 def eval_params(state: TrainState) -> Params:
     """The parameters that evaluation and export read: the average where one is kept."""
-    return state.opt_state.average if isinstance(state.opt_state, AverageState) else state.params
+    if not isinstance(state.opt_state, AverageState):
+        return state.params
+    return from_paths(state.params, by_path(state.params) | by_path(state.opt_state.average))
 
 
 def with_params(state: TrainState, params: Params) -> TrainState:
     """A fresh state that starts from `params` instead, as after a warm start; so does the average."""
     opt_state = state.opt_state
     if isinstance(opt_state, AverageState):
-        opt_state = opt_state._replace(average=jax.tree.map(jnp.copy, params))
+        leaves = by_path(params)
+        average = from_paths(opt_state.average, {p: jnp.copy(leaves[p]) for p in by_path(opt_state.average)})
+        opt_state = opt_state._replace(average=average)
     return dataclasses.replace(state, params=params, opt_state=opt_state)
 
 

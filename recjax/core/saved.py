@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 
 from recjax.core import folder
 from recjax.core.errors import CheckpointError
-from recjax.core.state import by_path, from_paths
+from recjax.core.state import by_path, from_paths, nested
 
 FORMAT = 1
 STATE, RECORD, FILES = "state", "checkpoint.json", "files.json"
@@ -71,19 +71,6 @@ def steps(directory: Path) -> list[int]:
 def signature(tree: Any) -> Signature:
     """dtype and shape by path of a tree of arrays or shapes."""
     return {path: (str(leaf.dtype), tuple(leaf.shape)) for path, leaf in by_path(tree).items()}
-
-
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by path as a nested dict: the form in which arrays are written."""
-    out: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        node, parts = out, path.split("/")
-        for part in parts[:-1]:
-            node = node.setdefault(part, {})
-        if parts[-1] in node or not isinstance(node, dict):
-            raise ValueError(f"two leaves of the state have the path {path!r}")
-        node[parts[-1]] = leaf
-    return out
 
 
 def seal(path: Path, record: Record) -> None:
@@ -139,9 +126,13 @@ def load(path: Path, target: Any) -> Any:
     return from_paths(target, by_path(restored))
 
 
-def params_prefix(record: Record) -> str:
-    """Where the parameters to evaluate are: the average of the weights where one was kept."""
-    return AVERAGE if any(path.startswith(AVERAGE) for path in record.signature) else PARAMS
+def params_of(record: Record) -> dict[str, str]:
+    """The path of each parameter, and the path in the checkpoint of what to evaluate it with.
+
+    That is the average of the weight where one was kept.
+    """
+    names = [path.removeprefix(PARAMS) for path in record.signature if path.startswith(PARAMS)]
+    return {name: (AVERAGE if AVERAGE + name in record.signature else PARAMS) + name for name in names}
 
 
 def differences(saved: Signature, wanted: Signature) -> list[str]:

@@ -9,6 +9,7 @@ they reach the disk (`core.checkpoint`).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -34,9 +35,23 @@ class TrainState:
     opt_state: Any
 
 
-def create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update."""
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+def create(params: Params, optimizer: optax.GradientTransformation, held: frozenset[str] = frozenset()) -> TrainState:
+    """The state before the first update; the optimiser knows nothing of the parameters that are `held` (paths)."""
+    trained, _ = split(params, held)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(trained))
+
+
+def split(params: Params, held: frozenset[str]) -> tuple[Params, Params]:
+    """The parameters that are trained, and those at the paths `held`, each as a nested dict."""
+    if not held:
+        return params, {}
+    leaves = by_path(params)
+    return tuple(nested({p: x for p, x in leaves.items() if (p in held) == is_held}) for is_held in (False, True))
+
+
+def joined(trained: Params, held: Params) -> Params:
+    """Undo `split`."""
+    return nested(by_path(trained) | by_path(held)) if held else trained
 
 
 def shardings(mesh: Mesh, shapes: TrainState, param_axes: Params) -> TrainState:
@@ -80,9 +95,22 @@ def slot_axes(shape: tuple[int, ...], param_shape: tuple[int, ...], param_axes: 
     return (None,) * len(shape)
 
 
-def by_path(tree: Any) -> dict[str, Any]:
+def by_path(tree: Any, is_leaf: Any = None) -> dict[str, Any]:
     """The leaves of a tree by "/"-joined path, for example "params/blocks/ffn/up" or "opt_state/0/mu/table"."""
-    return {"/".join(_name(key) for key in path): leaf for path, leaf in _leaves(tree)}
+    return {"/".join(_name(key) for key in path): leaf for path, leaf in _leaves(tree, is_leaf)}
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by path as a nested dict."""
+    out: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        node, parts = out, path.split("/")
+        for part in parts[:-1]:
+            node = node.setdefault(part, {})
+        if parts[-1] in node or not isinstance(node, dict):
+            raise ValueError(f"two leaves of the state have the path {path!r}")
+        node[parts[-1]] = leaf
+    return out
 
 
 def from_paths(tree: Any, values: dict[str, Any]) -> Any:

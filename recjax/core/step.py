@@ -16,7 +16,7 @@ import optax
 
 from recjax.core import sparse_rows
 from recjax.core.module import SEEN, Functional, Params
-from recjax.core.state import TrainState
+from recjax.core.state import TrainState, joined, split
 
 Tree = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -34,6 +34,7 @@ def make_train_step(
     accumulate: int = 1,
     row_wise: Sequence[str] = (),
     frozen: Sequence[str] = (),
+    held: frozenset[str] = frozenset(),
 ) -> TrainStep:
     """A pure function (state, batch, const) -> (state, metrics), to be jitted with the state donated.
 
@@ -47,8 +48,8 @@ def make_train_step(
     of the whole batch.
 
     Of the parameters `row_wise` (paths) only the rows that a batch touches are read, differentiated and written
-    (`core.sparse_rows`); `frozen` are those the optimiser never moves. Raises `ConfigError` where an objective needs
-    the other rows.
+    (`core.sparse_rows`); `frozen` are those the optimiser never moves. Those `held` get no gradient either, and the
+    optimiser does not know them (`core.state.split`). Raises `ConfigError` where an objective needs the other rows.
     """
     sparse = sparse_rows.plan(model.axes, row_wise, frozen, objectives)
 
@@ -62,7 +63,10 @@ def make_train_step(
             out |= objective.draw(batch, const, objective_key)
         return out
 
-    def loss_of(params: Params, batch: Tree, const: Tree, weights: Tree, key: jax.Array) -> tuple[jax.Array, Any]:
+    def loss_of(
+        trained: Params, rest: Params, batch: Tree, const: Tree, weights: Tree, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        params = joined(trained, rest)
         model_key, keys = keys_of(key)
         facts = {name: value for name, value in const.items() if name.startswith("item/")}
         out = model.apply(params, {**batch, **facts}, train=True, key=model_key)
@@ -92,14 +96,15 @@ def make_train_step(
             rows, batch = sparse.touched(batch, num_rows)
             params, opt_state = (sparse.compact(tree, rows, num_rows) for tree in (params, opt_state))
             const = sparse.compact_facts(const, rows, num_rows)
+        trained, rest = split(params, held)
         if accumulate == 1:
-            (loss, (sums, seen)), gradients = gradients_of(params, batch, const, weights, keys)
+            (loss, (sums, seen)), gradients = gradients_of(trained, rest, batch, const, weights, keys)
             seen = jax.tree.map(lambda x: x[None], seen)
         else:
-            micro_gradients = functools.partial(gradients_of, params)
+            micro_gradients = functools.partial(gradients_of, trained, rest)
             loss, sums, seen, gradients = _accumulated(micro_gradients, batch, const, weights, keys)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        new_params: Any = optax.apply_updates(params, updates)
+        updates, opt_state = optimizer.update(gradients, opt_state, trained)
+        new_params: Any = joined(optax.apply_updates(trained, updates), rest)
         if sparse is not None and rows is not None:
             new_params = sparse.put(state.params, new_params, rows, num_rows)
             opt_state = sparse.put(state.opt_state, opt_state, rows, num_rows)

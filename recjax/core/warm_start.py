@@ -37,6 +37,11 @@ class WarmStart:
     rename: tuple[tuple[str, str], ...] = ()
     allow: tuple[str, ...] = ()
 
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints lie."""
+        return Path(self.checkpoints, self.stage, "checkpoints") if self.stage else Path(self.checkpoints)
+
     def __post_init__(self) -> None:
         for pattern, replacement in (*self.rename, *((p, "") for p in self.allow)):
             try:
@@ -52,21 +57,25 @@ def warm_start(config: WarmStart, params: Params) -> tuple[Params, list[str]]:
     are not allowed, and with all rules that rename nothing.
     """
     leaves = by_path(params)
-    folder = Path(config.checkpoints, config.stage, "checkpoints") if config.stage else Path(config.checkpoints)
 
     def read(path: Path, record: Record) -> tuple[Params, list[str]]:
-        prefix = saved.params_prefix(record)
-        source = {p.removeprefix(prefix): form for p, form in record.signature.items() if p.startswith(prefix)}
+        stored = saved.params_of(record)
+        source = {name: record.signature[at] for name, at in stored.items()}
         sources = match(source, saved.signature(params), config, where=str(path))
         wanted = {
-            prefix + name: jax.ShapeDtypeStruct(leaves[p].shape, leaves[p].dtype, sharding=leaves[p].sharding)
+            stored[name]: jax.ShapeDtypeStruct(leaves[p].shape, leaves[p].dtype, sharding=leaves[p].sharding)
             for p, name in sources.items()
         }
         arrays = by_path(saved.load(path, saved.nested(wanted))) if wanted else {}
-        values = leaves | {p: arrays[prefix + name] for p, name in sources.items()}
+        values = leaves | {p: arrays[stored[name]] for p, name in sources.items()}
         return from_paths(params, values), [p for p in leaves if p not in sources]
 
-    return checkpoint.read_checkpoint(folder, config.step, read)
+    return checkpoint.read_checkpoint(config.folder, config.step, read)
+
+
+def paths_in(config: WarmStart) -> list[str]:
+    """The paths of the parameters in the checkpoint, before anything is renamed."""
+    return checkpoint.read_checkpoint(config.folder, config.step, lambda path, record: list(saved.params_of(record)))
 
 
 def match(source: Signature, target: Signature, config: WarmStart, where: str = "") -> dict[str, str]:
