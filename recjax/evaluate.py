@@ -17,6 +17,7 @@ from recjax.core import distributed
 from recjax.core.errors import ConfigError
 from recjax.evaluation import assess
 from recjax.label_evaluation import LabelEvaluator
+from recjax.ranker_evaluation import RankerEvaluator
 from recjax.recipe import Recipe
 from recjax.results import METRICS, PER_USER, Comparison, Result, compare
 from recjax.tables import Table, buckets_table, differences_table, hard_tables, number, signed, systems_table
@@ -46,7 +47,7 @@ def evaluate_run(
     for at, task in enumerate(recipe.mixture.tasks):
         evaluator = run.assembly.evaluator(split, at)
         assert not isinstance(evaluator, CodesEvaluator)
-        if isinstance(evaluator, LabelEvaluator):
+        if isinstance(evaluator, LabelEvaluator | RankerEvaluator):
             found[task.name] = evaluator.assess(run.params, stated)
         else:
             found[task.name] = assess(evaluator, run.params, stated)

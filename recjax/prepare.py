@@ -30,10 +30,11 @@ from recjax.data.small_world import SmallWorld
 from recjax.data.sources import DataDir, World
 from recjax.tasks.cache import Place, cache_root, described, place_of
 from recjax.tasks.mixtures import Mixture
-from recjax.tasks.work import Task, columns_of, count
+from recjax.tasks.work import Task, columns_of, count, in_parts
 
 _ERROR_FILE = "error.json"
 _MIXTURE_FILE = "mixture.pickle"
+_AT_ONCE = 8192
 # Preparing uses no accelerator, and must not take one from the process that waits for it.
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
 _EXAMPLES = """examples:
@@ -180,14 +181,16 @@ def _make(task: Task, place: Place) -> None:
             **work.facts,
         }
         try:
-            kept = {"vocab": work.vocab, "items": work.items, "users": work.users, "text": work.text}
+            kept = {name: getattr(work, name) for name in ("vocab", "items", "users", "text", "files")}
             with write_examples(path, facts=facts, **kept) as writer:
                 converted = seqio_task(work)
                 for split, schema in work.schemas.items():
                     writer.add(split, schema, columns_of([], schema))
                     total = count(work.raw[split])
                     with Progress(f"{task.name}: {split}", total=total, unit="users") as progress:
-                        for columns in materialise(converted, split):
+                        # Without steps seqio would hand each example back as it is, some hundred times slower.
+                        made = materialise(converted, split) if work.steps else in_parts(work.raw[split], _AT_ONCE)
+                        for columns in made:
                             writer.add(split, schema, columns)
                             if writer.examples(split) < total:
                                 progress.update(writer.examples(split))

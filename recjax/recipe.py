@@ -28,12 +28,15 @@ from recjax.core.step import TrainStep, make_train_step
 from recjax.core.warm_start import WarmStart, paths_in, warm_start
 from recjax.data.catalogue import CatalogueBatches, CatalogueFeed
 from recjax.data.examples import Examples
+from recjax.data.fields import shapes_of, table_rows
 from recjax.data.pipeline import BatchIterator, Feed, train_batches
+from recjax.data.rows_feed import RowsBatches, RowsFeed
 from recjax.data.spelling import Prompts
 from recjax.data.tokens import Spelling
 from recjax.evaluation import Evaluation, Evaluator
 from recjax.label_evaluation import LabelEvaluation, LabelEvaluator
 from recjax.losses.objective import Objective
+from recjax.ranker_evaluation import RankerEvaluation, RankerEvaluator
 from recjax.retrieve import Spelled, spelled
 from recjax.tasks.mixtures import Mixture
 
@@ -62,7 +65,7 @@ class Recipe:
 
     name: str
     mixture: Mixture
-    feed: Feed | CatalogueFeed
+    feed: Feed | CatalogueFeed | RowsFeed
     model: Callable[..., Module]
     objectives: Sequence[Objective]
     facts: Sequence[Facts] = ()
@@ -72,7 +75,7 @@ class Recipe:
     adapters: Adapters | None = None
     optimizer: optim.Optimizer = optim.Optimizer()
     mesh: MeshConfig = MeshConfig()
-    evaluation: Evaluation | CodesEvaluation | LabelEvaluation = Evaluation()
+    evaluation: Evaluation | CodesEvaluation | LabelEvaluation | RankerEvaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     seed: int = 0
     train_steps: int
@@ -137,7 +140,10 @@ class Assembly:
             )
         self.tokens = recipe.spelling.make(examples) if recipe.spelling else None
         self.num_rows = self.tokens.num_rows if self.tokens else self.vocab.num_rows
-        make = functools.partial(recipe.model, num_rows=self.num_rows)
+        told: dict[str, Any] = {}
+        if fields := shapes_of(examples[0].manifest):  # a ranker: its rows are those of fields
+            self.num_rows, told = table_rows(fields), {"fields": fields}
+        make = functools.partial(recipe.model, num_rows=self.num_rows, **told)
         model = Functional(lambda rngs: make(rngs=rngs))
         self.model = model if recipe.adapters is None else Adapted(model, recipe.adapters)
         self.facts = self._make_facts()
@@ -215,11 +221,13 @@ class Assembly:
     def vocabulary_hash(self) -> str:
         """The hash of the vocabulary that the parameters are tied to; "" when none of them has a row for each item.
 
-        A row for a piece of items counts as one.
+        A row for a piece of items counts as one. The rows of a ranker are those of its fields.
         """
         axes = jax.tree.leaves(self.model.axes, is_leaf=lambda x: isinstance(x, tuple))
         if not any("items" in names or "pieces" in names for names in axes):
             return ""
+        if encoder := self.examples[0].manifest.get("encoder_hash"):
+            return encoder
         return f"{self.vocab.hash}.{self.tokens.hash}" if self.tokens else self.vocab.hash
 
     def _trained(self) -> Params:
@@ -262,8 +270,13 @@ class Assembly:
             params = jax.jit(model.adapt, out_shardings=places)(plain, params[ADAPTERS])
         return optim.with_params(fresh, params)
 
-    def batches(self, *, process_index: int = 0, process_count: int = 1) -> BatchIterator | CatalogueBatches:
+    def batches(
+        self, *, process_index: int = 0, process_count: int = 1
+    ) -> BatchIterator | CatalogueBatches | RowsBatches:
         """The training batches of a process."""
+        if isinstance(self.recipe.feed, RowsFeed):
+            place = {"process_index": process_index, "process_count": process_count}
+            return RowsBatches(self.examples, self.recipe.feed, seed=self.recipe.seed, **place)
         if isinstance(self.recipe.feed, CatalogueFeed):
             place = {"process_index": process_index, "process_count": process_count}
             return CatalogueBatches(self.vocab, self.recipe.feed, seed=self.recipe.seed, **place)
@@ -277,12 +290,15 @@ class Assembly:
             process_count=process_count,
         )
 
-    def evaluator(self, split: str, task: int = 0) -> Evaluator | CodesEvaluator | LabelEvaluator:
+    def evaluator(self, split: str, task: int = 0) -> Evaluator | CodesEvaluator | LabelEvaluator | RankerEvaluator:
         """Ranks the users of a split of a task with any parameters of this model, or judges the codes of its items.
 
-        Or scores the candidates of prompts by their label words.
+        Or scores the candidates of prompts by their label words, or rows by their fields.
         """
         config = self.recipe.evaluation
+        if isinstance(config, RankerEvaluation):
+            held = self.examples[task]
+            return RankerEvaluator(held, split=split, config=config, model=self.model, mesh=self.mesh)
         if isinstance(config, CodesEvaluation):
             return CodesEvaluator(self.examples[task], config=config, model=self.model, mesh=self.mesh)
         if isinstance(config, LabelEvaluation):

@@ -64,7 +64,7 @@ def prepare_plainly(task: Any, cache: Path | None = None) -> None:
     work = task.work()
     facts = {"task": task.name, "content_hash": place.content_hash, **work.facts}
     try:
-        kept = {"vocab": work.vocab, "items": work.items, "users": work.users, "text": work.text}
+        kept = {name: getattr(work, name) for name in ("vocab", "items", "users", "text", "files")}
         with write_examples(place.path, facts=facts, **kept) as writer:
             for split, schema in work.schemas.items():
                 writer.add(split, schema, columns_of(list(examples_of(work, split)), schema))

@@ -29,7 +29,7 @@ FIELDS: dict[str, str] = {
     "decoder_positions": "int32 [b, t]: position inside its own answer",
     "decoder_segment_ids": "int32 [b, t]: the segment of the prompt that it answers, 0 where padded",
     "target_ids": "int32 [b, l]: the item to be predicted at each position, 0 where there is none",
-    "weight": "float32 [b, l]: weight of each target in the loss, 0 where there is none",
+    "weight": "float32 [b, l]: weight of each target in the loss, 0 where there is none; [b] where rows have labels",
     "label_ids": "int32 [b]: the held-out item of an evaluation row, 0 in rows added to fill the batch",
     "query_at": "int32 [b, q]: the slots of an evaluation row whose next items are asked for, -1 where there is none; "
     "with several users in a row, label_ids and all that is said of a user have b * q entries, row by row",
@@ -41,9 +41,10 @@ FIELDS: dict[str, str] = {
     "row_weight": "float32 [b]: 1, or 0 in rows added to fill the batch",
     "item_ids": "int32 [b]: item rows, where a step is about items; weight is [b] then",
     "tokens": "int32 [b, t]: text tokens",
-    "domain": "int32 [b]",
+    "domain": "int32 [b]: number of the domain of a row; one that training does not know has the number of domains",
     "negatives": "int32 [b, l, n]: item rows drawn as negatives on the host",
 }
+# field/x: see recjax.data.fields. label/x: float32 [b], 0 to 1, below 0 where unknown. teacher/x: what one said of it.
 # item/x: facts about the catalogue, [v, ...], the same in every batch; the engine adds them to what a model sees.
 FAMILIES = ("field", "label", "teacher", "item")
 _FAMILY = re.compile(rf"({'|'.join(FAMILIES)})/[\w.-]+")

@@ -6,6 +6,7 @@
     item_count.npy, titles.json               the same by row: for programs
     users.parquet                             user_index, user_id
     text.model                                the text vocabulary of tasks with text (see `text.py`)
+    features.json, features.npz               the fields of a ranker (see `ranker_features.py`)
     <split>-00000-of-0000N.arrayrecord        the examples (see `record.py` and the schema in the manifest)
     <split>-lengths.npy                       int32: how many items each example has
 
@@ -84,12 +85,13 @@ def write_examples(
     users: Any,
     facts: Mapping[str, Any],
     text: Tokenizer | None = None,
+    files: Mapping[str, bytes] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Iterator[ExamplesWriter]:
     """Write a prepared folder, which appears when the block ends well; raises `ExamplesError` when `path` exists.
 
-    `items` and `users` are the polars frames to keep; `facts` is what the manifest says besides what is counted here,
-    and may be added to meanwhile.
+    `items` and `users` are the polars frames to keep, `files` what else there is to keep, by name; `facts` is what the
+    manifest says besides what is counted here, and may be added to meanwhile.
     """
     with new_folder(path, error=ExamplesError) as folder:
         writer = ExamplesWriter(folder, shard_bytes=shard_bytes)
@@ -100,6 +102,8 @@ def write_examples(
         vocab.save(folder / "vocabulary.json")
         _write_catalogue(folder, items, vocab.num_rows)
         users.write_parquet(folder / "users.parquet")
+        for name, content in (files or {}).items():
+            (folder / name).write_bytes(content)
         sizes = {"vocabulary_hash": vocab.hash, "num_items": vocab.num_items, "num_rows": vocab.num_rows}
         if text is not None:
             (folder / _TEXT).write_bytes(text.model)

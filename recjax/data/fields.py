@@ -84,6 +84,23 @@ class MultiValued(Declaration):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Words(Declaration):
+    """The words of a text and their character n-grams, the first `limit` of all, hashed to `buckets` rows."""
+
+    buckets: int
+    limit: int = 64
+    ngrams: Sequence[int] = (3, 3)
+    kind: ClassVar[str] = "multi_valued"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "ngrams", tuple(self.ngrams) or (0, 0))
+        self._check("buckets", self.buckets >= 1, "at least 1")
+        self._check("limit", self.limit >= 1, "at least 1")
+        self._check("ngrams", len(self.ngrams) == 2 and 0 <= self.ngrams[0] <= self.ngrams[1], "(shortest, longest)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SequenceOf(Declaration):
     """The last `limit` values of a list, oldest first, which are values of the field `of` and share its rows."""
 

@@ -21,6 +21,7 @@ import numpy as np
 from recjax.core.errors import ConfigError
 from recjax.data import lexicon
 from recjax.data.draws import Stream, power
+from recjax.data.rated_world import RatedWorld
 from recjax.data.small_world import TEST, TRAIN, VALID, Made, SmallWorld, check_limits
 from recjax.data.world_parts import bell, compacted, deck, kl, shares, tilted
 
@@ -242,4 +243,6 @@ def _sets(keys: np.ndarray, values: np.ndarray) -> dict[int, set[int]]:
     return found
 
 
-WORLDS: Mapping[str, type[SmallWorld]] = {w.kind: w for w in (PopularityShift, SharedQueries, SharedHistories)}
+WORLDS: Mapping[str, type[SmallWorld]] = {
+    w.kind: w for w in (PopularityShift, SharedQueries, SharedHistories, RatedWorld)
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from recjax.tasks.documents import Documents
+from recjax.tasks.impressions import Impressions
 from recjax.tasks.next_item import NextItem
 from recjax.tasks.prompted_conversations import Conversations, Instructions
 from recjax.tasks.prompted_ranking import GenreAffinity, Rated, Relevance, Stars, WatchNext
@@ -13,6 +14,7 @@ KINDS: dict[str, type[Task]] = {
     "next_item": NextItem,
     "search": Search,
     "documents": Documents,
+    "impressions": Impressions,
     "conversations": Conversations,
     "instructions": Instructions,
     "like": Rated,

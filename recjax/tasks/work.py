@@ -66,7 +66,8 @@ class Work:
     `raw[split]` are the columns that a split starts from, `steps` what is done to the examples of any split (a step
     sees from the fields which kind of example it has), `schemas[split]` the fields that come out. The polars
     frames `items` (row, item_id, train_count, perhaps title) and `users` (user_index, user_id) go into the prepared
-    folder, `facts` into its manifest, `text` (the vocabulary of the field of that name) beside them.
+    folder, `facts` into its manifest, `text` (the vocabulary of the field of that name) and `files` (content by name)
+    beside them.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Work:
     users: Any
     facts: Mapping[str, Any] = field(default_factory=dict)
     text: Tokenizer | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -124,9 +126,22 @@ def count(columns: Columns) -> int:
     return len(next(iter(columns.values())))
 
 
+def in_parts(columns: Columns, size: int) -> Iterator[dict[str, Column]]:
+    """The columns again, `size` examples at a time."""
+    for start in range(0, count(columns), size):
+        yield {name: _part(column, start, start + size) for name, column in columns.items()}
+
+
 def columns_of(examples: Sequence[Example], schema: Schema) -> dict[str, Column]:
     """Examples one by one as columns."""
     return {f.name: _column([e[f.name] for e in examples], f) for f in schema}
+
+
+def _part(column: Column, start: int, stop: int) -> Column:
+    if column.offsets is None:
+        return Column(column.values[start:stop])
+    offsets = column.offsets[start : stop + 1]
+    return Column(column.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
 def _column(values: list[Any], spec: Field) -> Column:

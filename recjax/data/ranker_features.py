@@ -1,0 +1,169 @@
+"""All that lies between a request and the fields of a ranker, as one object for preparing, training and serving.
+
+    raw columns of a row --join--> and those of its item and user --impute--> --encode--> fields
+
+What items and users are known by is kept here too, so that a server needs the id of a candidate and nothing else of it.
+Saved as `features.json` and, where fields have vectors, `features.npz`; numpy and JSON only.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recjax.core.errors import ConfigError, ExamplesError
+from recjax.core.folder import hash_of
+from recjax.data.field_encoder import FieldEncoder
+from recjax.data.imputation import Impute, imputed
+from recjax.data.raw import Raw
+
+FILE, ARRAYS = "features.json", "features.npz"
+TABLES = {"items": "item_id", "users": "user_id", "queries": "query_id"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Join:
+    """Give a row the columns that a table has for the id in its column `key`, each with `prefix` in front.
+
+    Columns of a name that the log itself has are not joined.
+    """
+
+    table: str = "items"
+    key: str = "item_id"
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        if self.table not in TABLES:
+            raise ConfigError(f"Join.table = {self.table!r}", expected=" or ".join(map(repr, TABLES)))
+
+
+@dataclass(frozen=True)
+class SideTable:
+    """Columns by id; row k of each belongs to `ids[k]`, and `key` is the column of a request that holds the id."""
+
+    key: str
+    ids: tuple[str, ...]
+    columns: Mapping[str, Raw]
+
+    @functools.cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {text: k for k, text in enumerate(self.ids)}
+
+    def __call__(self, key: Raw) -> dict[str, Raw]:
+        """The columns for ids, missing where an id is missing or unknown."""
+        codes, texts = key.keys
+        rows = np.array([self._row_of.get(text, -1) for text in texts], np.int64)[codes]
+        rows = np.where(key.missing, -1, rows)
+        return {name: column.take(rows) for name, column in self.columns.items()}
+
+    def told(self) -> dict[str, Any]:
+        """As JSON."""
+        columns = {name: column.told() for name, column in self.columns.items()}
+        return {"key": self.key, "ids": list(self.ids), "columns": columns}
+
+    @classmethod
+    def from_told(cls, told: Mapping[str, Any]) -> SideTable:
+        columns = {name: Raw.from_told(column) for name, column in told["columns"].items()}
+        return cls(told["key"], tuple(told["ids"]), columns)
+
+
+def completed(columns: Mapping[str, Raw], sides: Sequence[SideTable], rules: Sequence[Impute]) -> dict[str, Raw]:
+    """Raw columns with those of the side tables, imputed."""
+    found = dict(columns)
+    for side in sides:
+        if side.key in found:
+            found = {**side(found[side.key]), **found}
+    return imputed(found, rules)
+
+
+@dataclass(frozen=True)
+class RankerFeatures:
+    """Side tables, rules of imputation, and the encoder."""
+
+    sides: tuple[SideTable, ...]
+    rules: tuple[Impute, ...]
+    encoder: FieldEncoder
+
+    def store(self, columns: Mapping[str, Raw]) -> dict[str, np.ndarray]:
+        """Rows as records (see `FieldEncoder.store`)."""
+        return self.encoder.store(completed(columns, self.sides, self.rules))
+
+    def encode(self, columns: Mapping[str, Raw]) -> dict[str, np.ndarray]:
+        """Rows as the fields of a batch."""
+        return self.encoder.batch(self.store(columns))
+
+    def rows(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """The fields of rows as JSON has them; what a row does not say is missing."""
+        return self.encode({name: Raw.of([row.get(name) for row in rows]) for name in self.asked})
+
+    def request(
+        self, context: Mapping[str, Any], candidates: Sequence[Any], *, item: str = "item_id"
+    ) -> dict[str, np.ndarray]:
+        """The fields of the rows that a context makes with each candidate: its id, or the columns it brings."""
+        count = len(candidates)
+        own = [c if isinstance(c, Mapping) else {item: c} for c in candidates]
+        varied = {name for row in own for name in row}
+        columns = {
+            name: Raw.of([row.get(name) for row in own])
+            if name in varied
+            else Raw.of([context.get(name)]).take(np.zeros(count, np.int64))
+            for name in self.asked
+        }
+        return self.encode(columns)
+
+    @functools.cached_property
+    def asked(self) -> tuple[str, ...]:
+        """The columns that a row may say: all that are read, whether here or from a side table."""
+        read = [*self.encoder.columns, *(side.key for side in self.sides)]
+        read += [name for rule in self.rules for name in (rule.column, *rule.sources)]
+        known = {name for side in self.sides for name in side.columns}
+        made = {f"{rule.column}.present" for rule in self.rules}
+        return tuple(name for name in dict.fromkeys(read) if name not in known | made)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """16 hexadecimal digits of everything."""
+        return hash_of({**self.told(), "encoder": self.encoder.hash})
+
+    def told(self) -> dict[str, Any]:
+        """All but the arrays, as JSON."""
+        return {
+            "sides": [side.told() for side in self.sides],
+            "rules": [rule.told() for rule in self.rules],
+            "encoder": self.encoder.told(),
+        }
+
+    def files(self) -> dict[str, bytes]:
+        """Name -> content of the files that `load` reads."""
+        found = {FILE: json.dumps(self.told(), ensure_ascii=False).encode()}
+        if arrays := self.encoder.arrays():
+            packed = io.BytesIO()
+            np.savez(packed, **arrays)  # type: ignore[arg-type]
+            found[ARRAYS] = packed.getvalue()
+        return found
+
+    @classmethod
+    def load(cls, folder: Path) -> RankerFeatures:
+        """Raises `ExamplesError` where the files are missing or of another format."""
+        try:
+            told = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            arrays: dict[str, np.ndarray] = {}
+            if (folder / ARRAYS).exists():
+                with np.load(folder / ARRAYS, allow_pickle=False) as found:
+                    arrays = dict(found)
+            sides = tuple(map(SideTable.from_told, told["sides"]))
+            rules = tuple(Impute(**rule) for rule in told["rules"])
+            return cls(sides, rules, FieldEncoder.from_told(told["encoder"], arrays))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ExamplesError(
+                f"the fields of a ranker cannot be read: {error}",
+                where=str(folder / FILE),
+                expected="examples of a task of impressions",
+            ) from error

@@ -1,0 +1,221 @@
+"""Batches of rows with labels: the feed of rankers, a sibling of `recjax.data.pipeline.Feed`.
+
+A batch is `field/<name>` as the examples declare them, `label/<head>` float32 [b] (-1 where unknown, which no loss may
+count), `weight` float32 [b], `user_index` and, where rows have domains, `domain` int32 [b]. Which row comes next is a
+function of the seed and of how many rows came before, so the position is one number, the same for any batch size and
+any number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from recjax.core.errors import CheckpointError, ConfigError, ExamplesError
+from recjax.data.batch import Batch
+from recjax.data.examples import Examples
+from recjax.data.hashing import permutation
+from recjax.data.heldout import process_rows
+from recjax.data.label_store import LabelStore
+from recjax.data.ranker_features import RankerFeatures
+from recjax.data.shards import ExampleSource
+from recjax.data.stream import share, shared
+
+ORDERS = ("shuffled", "time")
+_ORDER = 0x726F7773  # what a draw is for
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsFeed:
+    """`batch_size` rows a step, over all devices; every row once an epoch.
+
+    `order` is "shuffled", another one each epoch, or "time": as the examples have them, oldest first, so that a single
+    epoch is one pass over the stream.
+
+    With `balance` above 0 domains are drawn in proportion to (their rows) ** (1 - balance), 1 being equally often, each
+    going through its own rows. `domain_weight` a multiplies the weight of a row by (N / (T n)) ** a for a domain of n
+    of all N rows, T domains: with 1 all domains weigh the same.
+
+    `labels` adds what a teacher said of each row, as `teacher/<name>`. Examples larger than `memory_gib` are read from
+    disk.
+    """
+
+    batch_size: int
+    order: str = "shuffled"
+    balance: float = 0.0
+    domain_weight: float = 0.0
+    labels: LabelStore | None = None
+    memory_gib: float = 2.0
+
+    # As a feed of windows would say it: a row is a row of one slot, and there is no history.
+    row_length: ClassVar[int] = 1
+    history_length: ClassVar[int] = 1
+    text_length: ClassVar[int] = 1
+    times: ClassVar[str] = "none"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"RowsFeed.batch_size = {self.batch_size}", expected="at least 1")
+        if self.order not in ORDERS:
+            raise ConfigError(f"RowsFeed.order = {self.order!r}", expected=" or ".join(map(repr, ORDERS)))
+        for name in ("balance", "domain_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"RowsFeed.{name} = {getattr(self, name)}", expected="0 to 1")
+
+
+class RowReader:
+    """Rows of one split by number, as the fields of a batch."""
+
+    def __init__(self, examples: Examples, split: str, *, source: ExampleSource | None = None) -> None:
+        """Raises `ExamplesError` for examples of another kind of task."""
+        if examples.manifest.get("kind") != "impressions":
+            raise ExamplesError(
+                f"examples of the kind {examples.manifest.get('kind')!r} are no rows with labels",
+                where=str(examples.path),
+                expected="a task of impressions",
+            )
+        self.source = examples.source(split) if source is None else source
+        self.heads: tuple[str, ...] = tuple(examples.manifest["heads"])
+        self._encoder = RankerFeatures.load(examples.path).encoder
+        names = {field.name for field in examples.schema(split)}
+        self._single = [name for name in ("weight", "user_index", "domain") if name in names]
+        self._lists = {"labels": len(self.heads), **self._encoder.widths}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, rows: np.ndarray) -> Batch:
+        """The rows of these numbers."""
+        found = self.source.read(rows, [*self._single, *self._lists])
+        lists = {name: _matrix(*found[name], width) for name, width in self._lists.items()}
+        labels = lists.pop("labels")
+        batch = self._encoder.batch(lists)
+        batch |= {f"label/{head}": np.ascontiguousarray(labels[:, k]) for k, head in enumerate(self.heads)}
+        return batch | {name: found[name][0][found[name][1]] for name in self._single}
+
+    def column(self, name: str) -> np.ndarray:
+        """A field of the records of all rows: [n], or [n, heads] for `labels`."""
+        values, begins = self.source.read(np.arange(len(self)), [name])[name]
+        return _matrix(values, begins, self._lists[name]) if name in self._lists else values[begins]
+
+
+class RowsBatches:
+    """This process's rows of the training batches."""
+
+    row_use = 1.0
+
+    def __init__(
+        self, examples: Sequence[Examples], feed: RowsFeed, *, seed: int, process_index: int = 0, process_count: int = 1
+    ) -> None:
+        """Raises `ConfigError` for several tasks or a batch that cannot be divided, `ExamplesError` for other tasks,
+        `ArtifactError` for the labels of other rows."""
+        if len(examples) != 1:
+            expected = "one task, with a column for its domains"
+            raise ConfigError(f"{len(examples)} tasks of impressions", where="Mixture.tasks", expected=expected)
+        one = examples[0]
+        self._reader = RowReader(one, "train", source=one.source("train", memory_bytes=int(feed.memory_gib * 2**30)))
+        self._labels = feed.labels.read(one) if feed.labels else {}
+        self._feed, self._seed = feed, seed
+        self._rows = process_rows(feed.batch_size, process_index, process_count)
+        has_domains = bool(one.manifest["domains"])
+        if not has_domains and (feed.balance or feed.domain_weight):
+            raise ConfigError(
+                "balance and domain_weight need domains",
+                where="RowsFeed",
+                expected="Impressions.domain, the column that holds them",
+            )
+        domain = self._reader.column("domain") if has_domains else np.zeros(len(self._reader), np.int32)
+        sizes = np.bincount(domain)
+        weights = (len(domain) / (np.count_nonzero(sizes) * np.maximum(sizes, 1))) ** feed.domain_weight
+        self._weights = weights.astype(np.float32)
+        self._parts = [np.flatnonzero(domain == d) for d in np.flatnonzero(sizes)] if feed.balance else []
+        self._parts = self._parts or [np.arange(len(domain))]
+        self._rates = [float(len(part)) ** (1 - feed.balance) for part in self._parts]
+        told = [one.hash, feed.order, feed.balance, seed]
+        self._identity = json.dumps(told)
+        self._position, self._orders = 0, {}
+
+    def __iter__(self) -> RowsBatches:
+        return self
+
+    def __next__(self) -> Batch:
+        rows = self.numbers(self._position + np.arange(self._rows.start, self._rows.stop))
+        self._position += self._feed.batch_size
+        batch = self._reader.read(rows)
+        if self._feed.domain_weight:
+            batch["weight"] = batch["weight"] * self._weights[batch["domain"]]
+        return batch | {f"teacher/{name}": values[rows] for name, values in self._labels.items()}
+
+    def numbers(self, positions: np.ndarray) -> np.ndarray:
+        """int64: the number of the row at each position of the endless stream; positions in ascending order."""
+        part, local = share(positions, self._rates)
+        found = np.empty(len(positions), np.int64)
+        for number, rows in enumerate(self._parts):
+            mine = np.flatnonzero(part == number)
+            epoch, place = np.divmod(local[mine], len(rows))
+            for e in np.unique(epoch).tolist():
+                now = epoch == e
+                found[mine[now]] = rows[self._order_of(number, e, len(rows))[place[now]]]
+        return found
+
+    def get_state(self) -> dict[str, Any]:
+        """How many rows have been handed out."""
+        return {"rows": self._position, "identity": self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Raises `CheckpointError` when the state belongs to other examples, another order or seed."""
+        if state.get("identity") != self._identity:
+            raise CheckpointError(
+                "the saved position belongs to other examples, another order or another seed",
+                where=f"data position {state.get('identity')!r}",
+                expected=repr(self._identity),
+                mend="train with the recipe and data of the checkpoint, or start a new run",
+            )
+        self._position = int(state["rows"])
+
+    @property
+    def epochs(self) -> list[float]:
+        """How often the rows have been gone through; where domains are balanced, those of the one that is furthest."""
+        counts = shared(self._position, self._rates)
+        return [max(count / len(part) for count, part in zip(counts, self._parts, strict=True))]
+
+    @property
+    def epoch_targets(self) -> list[int]:
+        """Rows of an epoch."""
+        return [len(self._reader)]
+
+    unique_targets = epoch_targets
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _order_of(self, part: int, epoch: int, count: int) -> np.ndarray:
+        if self._feed.order == "time":
+            return np.arange(count)
+        known = self._orders.get(part)
+        if known is None or known[0] != epoch:
+            known = self._orders[part] = epoch, permutation(count, self._seed, _ORDER, part, epoch)
+        return known[1]
+
+
+def held_rows(
+    reader: RowReader, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """All rows of a split in order: the number of each row of this process (-1 in rows that fill the last batch) and
+    the batch, with `row_weight` 0 where a row fills. Every process gets as many batches."""
+    mine = process_rows(batch_size, process_index, process_count)
+    for start in range(0, len(reader), batch_size):
+        numbers = start + np.arange(mine.start, mine.stop)
+        real = numbers < len(reader)
+        batch = reader.read(np.where(real, numbers, 0))
+        batch["row_weight"] = real.astype(np.float32)
+        yield np.where(real, numbers, -1), batch
+
+
+def _matrix(values: np.ndarray, begins: np.ndarray, width: int) -> np.ndarray:
+    """[rows, width]: lists of one length, out of the flat values of all."""
+    return values.reshape(-1, width)[begins // width]

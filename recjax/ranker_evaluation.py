@@ -1,0 +1,254 @@
+"""Evaluation of a ranker on held-out rows: does it tell positives from negatives, and are its probabilities right.
+
+Every row of a split is scored once. Metrics come with intervals over users (rows without users each count alone), head
+by head, by domain, by how much is known of the user and of the item, and by tenths of the prediction. Beside the model
+stand the rates of training: of all rows, of the item, of the user. Where a share of the training negatives was left
+out, predictions are corrected for it before anything is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from recjax.core.errors import ConfigError, ExamplesError, TrainingError
+from recjax.core.module import Functional, Params
+from recjax.core.sharding import Mesh
+from recjax.data.examples import Examples
+from recjax.data.rows_feed import RowReader, held_rows
+from recjax.data.sampled import HeldExamples
+from recjax.metrics.binary import corrected
+from recjax.ranker_metrics import METRICS, Judged, calibration_task, grouped, judged
+from recjax.ranking import fetch, run_late
+from recjax.results import Result, System
+from recjax.slices import Task
+
+_STATED = (
+    *("task", "simulated", "split_rule", "tie_rule", "heads", "domains", "negatives", "keep_negatives"),
+    *("events", "grouped_by", "encoder_hash"),
+)
+MODEL, BASELINES = "model", ("rate", "item_rate", "user_rate")
+Logits = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankerEvaluation:
+    """How to evaluate.
+
+    `head` is the head whose metrics have plain names (none named: the first); runs are compared by its `main`. Rows are
+    told apart by how many training rows their user and their item have: up to each number of `known`, and more. The
+    baselines are rates of training, those of an item or user with `prior` rows of the overall rate added. `max_rows`
+    evaluates a fixed sample, drawn by `seed` (None: all). Intervals are from `bootstrap_samples` resamples of users.
+    """
+
+    batch_size: int = 4096
+    head: str = ""
+    known: Sequence[int] = (0, 10, 100)
+    baselines: Sequence[str] = BASELINES
+    prior: float = 10.0
+    max_rows: int | None = None
+    bootstrap_samples: int = 1000
+    main: str = "auc"
+    seed: int = 0
+
+    k: ClassVar[tuple[int, ...]] = ()
+    metrics: ClassVar[tuple[str, ...]] = METRICS
+
+    def __post_init__(self) -> None:
+        for name in ("known", "baselines"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("batch_size", "bootstrap_samples", "max_rows"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"RankerEvaluation.{name} = {getattr(self, name)}", expected="at least 1")
+        if not self.known or list(self.known) != sorted(set(self.known)) or self.known[0] < 0:
+            raise ConfigError(f"RankerEvaluation.known = {self.known}", expected="rising numbers of rows")
+        if wrong := set(self.baselines) - set(BASELINES):
+            raise ConfigError(f"no baseline {', '.join(sorted(wrong))}", expected=", ".join(BASELINES))
+        if self.main not in METRICS:
+            raise ConfigError(f"RankerEvaluation.main = {self.main!r}", expected=" or ".join(map(repr, METRICS)))
+        if self.prior <= 0:
+            raise ConfigError(f"RankerEvaluation.prior = {self.prior}", expected="above 0")
+
+    def shown(self) -> tuple[str, ...]:
+        """The metrics that a line of progress shows."""
+        return ("auc", "log_loss", "calibration")
+
+
+class RankerEvaluator:
+    """Scores one split of one task, with any parameters of one model."""
+
+    def __init__(
+        self, examples: Examples, *, split: str, config: RankerEvaluation, model: Functional, mesh: Mesh | None = None
+    ) -> None:
+        """Raises `ExamplesError` for other examples or a split without rows, `ConfigError` for an unknown head."""
+        self.examples = HeldExamples(examples.path, examples.manifest, config.max_rows, config.seed)
+        self.config, self.split, self.mesh = config, split, mesh
+        self.reader = self._reader(split)
+        if not len(self.reader):
+            raise ExamplesError(f"the split {split!r} has no rows", where=str(examples.path))
+        heads = self.reader.heads
+        if config.head and config.head not in heads:
+            raise ConfigError(f"no head {config.head!r}", where="RankerEvaluation.head", expected=", ".join(heads))
+        self._keep = float(examples.manifest.get("keep_negatives", 1.0))
+        first = config.head or heads[0]
+        self.heads = (first, *(head for head in heads if head != first))
+        self.user_index, user = np.unique(self.reader.column("user_index"), return_inverse=True)
+        label = self.reader.column("labels")[:, [heads.index(head) for head in self.heads]]
+        has_domains = bool(examples.manifest["domains"])
+        domain = self.reader.column("domain") if has_domains else None
+        self.rows = Judged(self.heads, label, user, len(self.user_index), domain)
+        self._step = jax.jit(lambda params, batch: self._logits(model, params, batch))
+
+    def __call__(self, params: Params) -> System:
+        """The model; `TrainingError` when an output is not a number."""
+        started = time.perf_counter()
+        logits = self.scores(params)
+        return judged(self.rows, logits, seconds=time.perf_counter() - started)
+
+    def scores(self, params: Params, split: str = "", *, correct: bool = True) -> dict[str, np.ndarray]:
+        """float64 [n] for each head: the logits of all rows of a split (that of the evaluation when not told),
+        corrected for negatives that were left out of training unless told not to."""
+        reader = self.reader if split in ("", self.split) else self._reader(split)
+        found = {head: np.full(len(reader), np.nan) for head in self.heads}
+        place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        batches = held_rows(reader, batch_size=self._batch_size(), **place)
+        with self.mesh.activate() if self.mesh else contextlib.nullcontext():
+            for start, (_, logits) in enumerate(run_late(lambda b: self._score(params, b[1]), batches)):
+                at = start * self._batch_size()
+                for head in self.heads:
+                    part = fetch(logits[head])[: len(reader) - at]
+                    found[head][at : at + len(part)] = part
+        for head, values in found.items():
+            if not np.isfinite(values).all():
+                raise TrainingError(
+                    f"the model's output {head} is not a number for {int((~np.isfinite(values)).sum())} rows",
+                    mend="evaluate an earlier checkpoint, or lower the learning rate and train again",
+                )
+        return {head: corrected(z, self._keep) if correct else z for head, z in found.items()}
+
+    def assess(self, params: Params, protocol: Mapping[str, Any]) -> Result:
+        """The model beside the baselines; `protocol` adds to the protocol block."""
+        started = time.perf_counter()
+        logits: dict[str, Logits] = {MODEL: self.scores(params)}
+        took = {MODEL: time.perf_counter() - started}
+        train = self._reader("train")
+        for name in self.config.baselines:
+            started = time.perf_counter()
+            logits[name] = self._rates(train, name)
+            took[name] = time.perf_counter() - started
+        config, manifest = self.config, self.examples.manifest
+        stated = {
+            **{
+                name: manifest.get(name) for name in ("task", "simulated", "split_rule", "tie_rule", "heads", "domains")
+            },
+            **{name: manifest.get(name) for name in ("negatives", "keep_negatives", "events", "grouped_by")},
+            "split": self.split,
+            "seen": "every row of the split",
+            "target_time_used": False,
+            "sampled_candidates": 0,
+            "k": [],
+            "metrics": list(METRICS[:4]),
+            "rows": len(self.reader),
+            "users": len(self.user_index),
+            "max_rows": config.max_rows,
+            "catalogue_size": self.examples.vocab.num_items,
+            "calibration": "predicted over observed positives; calibration_error over tenths of the rows",
+            "interval": f"95%, percentile bootstrap over users of metrics linearised in them, "
+            f"{config.bootstrap_samples} samples, paired for differences",
+            "vocabulary_hash": self.examples.vocab.hash,
+            "prepared_hash": self.examples.hash,
+            "examples_hash": self._asked(),
+        }
+        nobody = np.full(len(self.user_index), -1, np.int8)
+        return Result(
+            systems={name: judged(self.rows, z, seconds=took[name]) for name, z in logits.items()},
+            user_index=self.user_index,
+            label=np.bincount(self.rows.user, self.rows.label[:, 0] >= 0.5, len(self.user_index)).astype(np.int64),
+            item_bucket=nobody,
+            user_bucket=nobody,
+            ks=(),
+            bootstrap_samples=config.bootstrap_samples,
+            seed=config.seed,
+            protocol={**stated, **protocol, "seeds": {**protocol.get("seeds", {}), "evaluation": config.seed}},
+            hard=self._groups(logits, train),
+        )
+
+    def _groups(self, logits: Mapping[str, Logits], train: RowReader) -> dict[str, Task]:
+        """By domain, by what is known of the user and the item, and by tenths of the prediction."""
+        found: dict[str, Task] = {}
+        if self.rows.domain is not None:
+            names = [*self.examples.manifest["domains"], "other domains"]
+            about = "By the domain of a row; each metric over the rows of the domain alone"
+            found["domains"] = grouped(self.rows, logits, self.rows.domain, names, about)
+        bounds = self.config.known
+        lows = [0, *(bound + 1 for bound in bounds)]
+        names = [f"{low} to {high} rows" for low, high in zip(lows, bounds, strict=False)] + [
+            f"above {bounds[-1]} rows"
+        ]
+        for what, column in (("user", "user_index"), ("item", "items")):
+            trained, asked = (_numbers(reader, column) for reader in (train, self.reader))
+            counts = np.bincount(trained, minlength=int(asked.max(initial=0)) + 1)[asked]
+            about = f"By how many training rows the {what} of a row has; each metric over these rows alone"
+            found[f"known_{what}s"] = grouped(self.rows, logits, np.searchsorted(bounds, counts), names, about)
+        found["tenths"] = calibration_task(self.rows, {MODEL: logits[MODEL]})
+        return found
+
+    def _rates(self, train: RowReader, name: str) -> dict[str, np.ndarray]:
+        """The logit of a rate of training for every row: that of all rows, of its item or of its user."""
+        labels, found = train.column("labels"), {}
+        for head in self.heads:
+            label = labels[:, train.heads.index(head)].astype(np.float64)
+            known, label = label >= 0, np.maximum(label, 0)
+            rate = (label[known].sum() + 0.5) / (known.sum() + 1)
+            share = np.full(len(self.reader), rate)
+            if name != "rate":
+                column = {"item_rate": "items", "user_rate": "user_index"}[name]
+                trained, asked = (_numbers(reader, column) for reader in (train, self.reader))
+                size = int(max(trained.max(initial=0), asked.max(initial=0))) + 1
+                shown, positive = (np.bincount(trained, x, minlength=size)[asked] for x in (known, label))
+                share = (positive + self.config.prior * rate) / (shown + self.config.prior)
+            found[head] = corrected(np.log(share) - np.log1p(-share), self._keep)
+        return found
+
+    def _asked(self) -> str:
+        """A hash of whose rows there are, of which item and with which labels: models told other fields compare."""
+        digest = hashlib.sha256()
+        for column in ("user_index", "items", "labels"):
+            digest.update(np.ascontiguousarray(self.reader.column(column), "<f8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def _reader(self, split: str) -> RowReader:
+        return RowReader(self.examples, split)
+
+    def _batch_size(self) -> int:
+        """Rows of a batch, which devices and processes can divide."""
+        parts = int(np.lcm(self.mesh.size_of("batch") if self.mesh else 1, jax.process_count()))
+        wanted = min(self.config.batch_size, max(len(self.reader), 1))
+        return -(-wanted // parts) * parts
+
+    def _score(self, params: Params, batch: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
+        inputs = {name: x for name, x in batch.items() if name.startswith("field/") or name == "domain"}
+        return self._step(params, self.mesh.put_batch(inputs) if self.mesh else inputs)
+
+    def _logits(self, model: Functional, params: Params, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        out = model.apply(params, batch, train=False, key=None)
+        missing = [head for head in self.heads if f"logit/{head}" not in out]
+        if missing:
+            raise ConfigError(
+                f"the model has no head {', '.join(missing)}",
+                where="the heads of the model",
+                expected=f"those of the task: {', '.join(self.heads)}",
+            )
+        return {head: out[f"logit/{head}"] for head in self.heads}
+
+
+def _numbers(reader: RowReader, column: str) -> np.ndarray:
+    """int64 [n]: the user or the item of every row."""
+    return reader.column(column).reshape(-1).astype(np.int64)

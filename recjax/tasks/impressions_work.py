@@ -1,0 +1,324 @@
+"""What an impression task does with a log: rows, what was known before them, fields fitted on training rows, records.
+
+The columns of a row are completed and encoded by `RankerFeatures`, the object that a server uses; it is kept beside the
+examples. Counters and histories are columns made here, of strictly earlier events, and at serving part of a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recjax.core.errors import DataError
+from recjax.data.counters import DAY, counts_before, history_before
+from recjax.data.field_encoder import CODES, NUMBERS, FieldEncoder
+from recjax.data.fields import PRESENT
+from recjax.data.impression_log import SPLITS, ImpressionLog, raw_of
+from recjax.data.ranker_features import TABLES, RankerFeatures, SideTable, completed
+from recjax.data.raw import Raw
+from recjax.data.record import Column, Field, spans
+from recjax.data.titles import title_column
+from recjax.data.vocab import ItemVocab
+from recjax.tasks.impression_rows import TRAIN, Rows, kept_rows, labels_of, parts_of, times_of, with_negatives
+from recjax.tasks.impressions import Impressions
+from recjax.tasks.work import Work
+
+Columns = dict[str, Raw]
+
+
+def make_work(task: Impressions, log: ImpressionLog) -> Work:
+    """The work of `task` on this log; raises `DataError` as `Impressions.work` says."""
+    frame = log.rows
+    if "timestamp" in frame.columns:
+        frame = frame.sort("timestamp", maintain_order=True)
+    users, user_ids = _numbered(frame, task.user)
+    items, item_ids = _numbered(frame, task.item)
+    labels = labels_of(task.rules, frame)
+    domain, domains = _domains(task, frame)
+    part, rule = parts_of(task, frame, labels, domain)
+    rows = Rows(np.arange(frame.height), part, labels, np.full(frame.height, -1))
+    rows, unfound = with_negatives(task, rows, users, items, len(item_ids))
+    sides = _sides(task, log, frame)
+    columns = _columns(task, frame, sides, rows, item_ids)
+    columns |= _earlier(task, frame, rows, completed(columns, sides, task.imputation))
+
+    kept = np.flatnonzero(kept_rows(task, rows))
+    kept = kept[np.lexsort((kept, rows.log[kept]))]  # drawn rows stand with the row they were drawn for
+    rows, columns = rows.take(kept), {name: column.take(kept) for name, column in columns.items()}
+    _check_parts(rows)
+    complete = completed(columns, sides, task.imputation)
+    trained = np.flatnonzero(rows.part == TRAIN)
+    encoder = FieldEncoder.fit(task.fields, {n: c.take(trained) for n, c in complete.items()}, log.vectors)
+    features = RankerFeatures(_read(sides, task, encoder), tuple(task.imputation), encoder)
+    vocab, catalogue = _catalogue(task, log, frame, rows, items, item_ids)
+    number, domains = _by_size(domain[rows.log], rows.part, domains)
+    made = {
+        "user_index": Column(users[rows.log]),
+        "items": _lists(vocab.encode(item_ids)[_items(rows, items)][:, None]),
+        "labels": _lists(rows.labels),
+        "weight": Column(_weights(task, frame)[rows.log]),
+        **{name: _lists(values) for name, values in encoder.store(complete).items()},
+    }
+    if task.domain:
+        made["domain"] = Column(number)
+    if "timestamp" in frame.columns:
+        made["time"] = Column(times_of(frame, "")[rows.log])
+    at = {split: np.flatnonzero(rows.part == k) for k, split in enumerate(SPLITS)}
+    return Work(
+        name=task.name,
+        raw={split: {name: _taken(column, rows) for name, column in made.items()} for split, rows in at.items()},
+        steps=(),
+        schemas=dict.fromkeys(SPLITS, _schema(task, encoder, "time" in made)),
+        vocab=vocab,
+        items=catalogue,
+        users=pl.DataFrame({"user_index": np.arange(len(user_ids)), "user_id": user_ids}),
+        files=features.files(),
+        facts={
+            "kind": "impressions",
+            "split_rule": rule,
+            "tie_rule": "rows at the second of a row count as not earlier",
+            "catalogue_rule": "items of the rows and of the items table",
+            "simulated": log.simulated,
+            "times": "time" in made,
+            "counts": _counts(rows, at, frame.height, unfound),
+            "notes": list(log.notes),
+            "warnings": list(log.warnings),
+            "fields": [shape.told() for shape in encoder.shapes],
+            "table_rows": encoder.table_rows,
+            "encoder_hash": encoder.hash,
+            "features_hash": features.hash,
+            "heads": _heads(task, rows),
+            "domains": domains,
+            "grouped_by": task.user if task.user in frame.columns else "",
+            "keep_negatives": task.keep_negatives,
+            "negatives": task.negatives,
+            "events": task.events,
+        },
+    )
+
+
+def _numbered(frame: pl.DataFrame, name: str) -> tuple[np.ndarray, pl.Series]:
+    """int64 [n]: which of the ids that follow each row has; without the column every row is one of its own."""
+    if name not in frame.columns:
+        return np.arange(frame.height), pl.Series(np.arange(frame.height))
+    column = frame[name]
+    if column.is_null().any():
+        raise DataError(f"a row has no {name}", where=f"interactions, row {int(column.is_null().arg_true()[0]) + 1}")
+    ids = column.unique(maintain_order=True)
+    numbers = pl.DataFrame({"id": ids}).with_row_index("number")
+    joined = pl.DataFrame({"id": column}).join(numbers, on="id", how="left", maintain_order="left")
+    return joined["number"].to_numpy().astype(np.int64), ids
+
+
+def _domains(task: Impressions, frame: pl.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """int64 [n]: the domain of each row of the log, as a number of these names; 0 for all where there is none."""
+    if not task.domain:
+        return np.zeros(frame.height, np.int64), []
+    if task.domain not in frame.columns:
+        raise DataError(
+            f"there is no column {task.domain}", where="Impressions.domain", expected=", ".join(frame.columns)
+        )
+    column = raw_of(frame[task.domain])
+    codes, texts = column.keys
+    return np.where(column.missing, len(texts), codes), texts
+
+
+def _by_size(domain: np.ndarray, part: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The domains numbered by their training rows, most first; one that has none gets the number after all others."""
+    count = np.bincount(domain[part == TRAIN], minlength=len(names) + 1)[: len(names)]
+    known = [k for k in sorted(range(len(names)), key=lambda k: (-int(count[k]), names[k])) if count[k]]
+    number = np.full(len(names) + 1, len(known))
+    number[known] = np.arange(len(known))
+    return number[domain].astype(np.int32), [names[k] for k in known]
+
+
+def _sides(task: Impressions, log: ImpressionLog, frame: pl.DataFrame) -> list[SideTable]:
+    """The tables that rows are joined with, all columns that rows do not have themselves."""
+    found: list[SideTable] = []
+    taken = set(frame.columns)
+    for join in task.joins:
+        table, id_column = log.sides.get(join.table), TABLES[join.table]
+        if table is None or join.key not in frame.columns:
+            continue
+        keys = raw_of(table[id_column])
+        codes, texts = keys.keys
+        if len(texts) != table.height:
+            raise DataError(f"an id occurs twice in the table {join.table}", where=id_column, expected="unique ids")
+        by_code = np.argsort(codes)
+        names = {c: join.prefix + c for c in table.columns if c != id_column and join.prefix + c not in taken}
+        taken |= set(names.values())
+        columns = {name: raw_of(table[c]).take(by_code) for c, name in names.items()}
+        found.append(SideTable(join.key, tuple(texts), columns))
+    return found
+
+
+def _read(sides: Sequence[SideTable], task: Impressions, encoder: FieldEncoder) -> tuple[SideTable, ...]:
+    """The side tables with only the columns that encoding needs, in the order of their ids."""
+    needed = {*encoder.columns, *(name for rule in task.imputation for name in (rule.column, *rule.sources))}
+    found = []
+    for side in sides:
+        columns = {name: column for name, column in side.columns.items() if name in needed}
+        if columns:
+            found.append(SideTable(side.key, side.ids, columns))
+    return tuple(found)
+
+
+def _columns(
+    task: Impressions, frame: pl.DataFrame, sides: Sequence[SideTable], rows: Rows, item_ids: pl.Series
+) -> Columns:
+    """The raw columns of the rows that anything reads; drawn rows have their drawn item."""
+    side_columns = {name for side in sides for name in side.columns}
+    read = [source for one in task.fields for _, sources in one.sources for source in sources]
+    read += [column for counter in task.counters for column in counter.columns]
+    read += [name for history in task.histories for name in (history.user, history.item)]
+    read += [side.key for side in sides]
+    read += [name for rule in task.imputation for name in (rule.column, *rule.sources)]
+    wanted = [name for name in dict.fromkeys(read) if name in frame.columns and name not in side_columns]
+    found = {name: raw_of(frame[name]).take(rows.log) for name in wanted}
+    drawn = rows.item >= 0
+    if drawn.any() and task.item in found:
+        ids = raw_of(item_ids).take(np.where(drawn, rows.item, -1))
+        found[task.item] = ids.otherwise(found[task.item])
+    return found
+
+
+def _earlier(task: Impressions, frame: pl.DataFrame, rows: Rows, columns: Columns) -> Columns:
+    """The columns of counters and histories."""
+    if not task.counters and not task.histories:
+        return {}
+    times = times_of(frame, "Impressions.counters and histories")[rows.log]
+    counted = (rows.item < 0) & ((rows.part == TRAIN) | (task.events == "all"))
+    known, labels = rows.labels >= 0, np.maximum(rows.labels, 0)
+    amounts = np.concatenate([np.ones((len(times), 1)), known, labels], axis=1)
+    heads, found = list(task.rules), {}
+    for counter in task.counters:
+        keys = _keys([_named(columns, name, "Counter.columns") for name in counter.columns])
+        events = counted & (keys >= 0)
+        window = {"window": counter.days * DAY, "delay": counter.delay}
+        before = counts_before((keys[events], times[events]), amounts[events], (keys, times), **window)
+        everyone = np.zeros(len(keys), np.int64)
+        overall = counts_before((everyone[counted], times[counted]), amounts[counted], (everyone, times), **window)
+        shown, positive = np.split(before[:, 1:], 2, axis=1)
+        rate = (np.split(overall[:, 1:], 2, axis=1)[1] + 1) / (np.split(overall[:, 1:], 2, axis=1)[0] + 2)
+        share = (positive + counter.prior * rate) / (shown + counter.prior)
+        found[f"{counter.name}.count"] = Raw(before[:, 0], keys < 0)
+        found |= {f"{counter.name}.{head}": Raw(share[:, k], keys < 0) for k, head in enumerate(heads)}
+    for history in task.histories:
+        keys = _keys([_named(columns, history.user, "History.user")])
+        item = _named(columns, history.item, "History.item")
+        events = counted & (keys >= 0) & ~item.missing
+        if history.head:
+            events &= rows.labels[:, heads.index(history.head)] >= 0.5
+        begin, length, order = history_before((keys[events], times[events]), (keys, times), history.limit)
+        values = item.values[np.flatnonzero(events)[order]][spans(begin, length)]
+        offsets = np.concatenate([np.zeros(1, np.int64), length.cumsum()])
+        found[history.column] = Raw(values, np.zeros(len(keys), bool), offsets)
+    return found
+
+
+def _named(columns: Mapping[str, Raw], name: str, where: str) -> Raw:
+    column = columns.get(name)
+    if column is None or column.offsets is not None:
+        known = ", ".join(sorted(n for n, c in columns.items() if c.offsets is None and not n.endswith(PRESENT)))
+        raise DataError(f"there is no column {name} of single values", where=where, expected=f"one of {known}")
+    return column
+
+
+def _keys(columns: Sequence[Raw]) -> np.ndarray:
+    """int64 [n]: numbers of the values of all columns together, -1 where one is missing."""
+    numbers = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        codes, texts = column.keys
+        numbers = np.unique(numbers * (len(texts) + 1) + codes, return_inverse=True)[1]
+    return np.where(np.logical_or.reduce([c.missing for c in columns]), -1, numbers)
+
+
+def _check_parts(rows: Rows) -> None:
+    for k, split in enumerate(SPLITS):
+        if not (rows.part == k).any():
+            raise DataError(
+                f"the split {split} has no rows",
+                where="Impressions.split",
+                expected="rows in train, valid and test",
+                mend="take other fractions or a smaller gap, or bring more data",
+            )
+
+
+def _catalogue(
+    task: Impressions, log: ImpressionLog, frame: pl.DataFrame, rows: Rows, items: np.ndarray, item_ids: pl.Series
+) -> tuple[ItemVocab, pl.DataFrame]:
+    """The vocabulary of items and the table of its rows; a single nameless item where rows have none."""
+    if task.item not in frame.columns:
+        vocab = ItemVocab.from_counts(["row"], [int((rows.part == TRAIN).sum())])
+        return vocab, pl.DataFrame({"row": [2], "item_id": ["row"], "train_count": [int((rows.part == TRAIN).sum())]})
+    logged = (rows.part == TRAIN) & (rows.item < 0)
+    counts = np.bincount(items[rows.log[logged]], minlength=len(item_ids))
+    known = pl.DataFrame({"item_id": item_ids, "train_count": counts.astype(np.int64)})
+    table = log.sides.get("items") if task.item == TABLES["items"] else None
+    if table is not None and table["item_id"].dtype == item_ids.dtype:
+        others = table.select("item_id").filter(~pl.col("item_id").is_in(item_ids.implode()))
+        known = pl.concat([known, others.with_columns(train_count=pl.lit(0, pl.Int64))])
+    vocab = ItemVocab.from_counts(known["item_id"], known["train_count"].to_numpy())
+    catalogue = known.select(pl.Series("row", vocab.encode(known["item_id"])), "item_id", "train_count").sort("row")
+    title = title_column(table)
+    if table is not None and title is not None and table["item_id"].dtype == item_ids.dtype:
+        titles = table.select("item_id", pl.col(title).cast(pl.String).alias("title"))
+        catalogue = catalogue.join(titles, on="item_id", how="left", maintain_order="left")
+    return vocab, catalogue
+
+
+def _items(rows: Rows, items: np.ndarray) -> np.ndarray:
+    """The number of the item of each row, drawn or logged."""
+    return np.where(rows.item >= 0, rows.item, items[rows.log])
+
+
+def _weights(task: Impressions, frame: pl.DataFrame) -> np.ndarray:
+    if not task.weight:
+        return np.ones(frame.height, np.float32)
+    if task.weight not in frame.columns:
+        raise DataError(
+            f"there is no column {task.weight}", where="Impressions.weight", expected=", ".join(frame.columns)
+        )
+    return raw_of(frame[task.weight]).numbers("Impressions.weight").astype(np.float32)
+
+
+def _schema(task: Impressions, encoder: FieldEncoder, times: bool) -> tuple[Field, ...]:
+    fields = [Field(name="user_index", dtype="int64", rank=0), Field(name="items", dtype="int32", rank=1)]
+    fields += [Field(name="labels", dtype="float32", rank=1), Field(name="weight", dtype="float32", rank=0)]
+    fields += [Field(name="domain", dtype="int32", rank=0)] if task.domain else []
+    fields += [Field(name="time", dtype="int64", rank=0)] if times else []
+    kinds = {CODES: "int32", NUMBERS: "float32"}
+    return (*fields, *(Field(name=name, dtype=kinds[name], rank=1) for name in encoder.widths))
+
+
+def _heads(task: Impressions, rows: Rows) -> dict[str, Any]:
+    """What each head asks, how many training rows tell and what share of them is positive."""
+    found = {}
+    for k, (head, rule) in enumerate(task.labels.items()):
+        told = rows.labels[(rows.part == TRAIN) & (rows.labels[:, k] >= 0), k]
+        found[head] = {"rule": rule, "rows": len(told), "rate": float(told.mean()) if len(told) else 0.0}
+    return found
+
+
+def _counts(rows: Rows, at: Mapping[str, np.ndarray], logged: int, unfound: int) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {
+        split: {"examples": len(found), "drawn": int((rows.item[found] >= 0).sum())} for split, found in at.items()
+    }
+    return {**counts, "log": {"rows": logged, "negatives_not_found": unfound}}
+
+
+def _lists(values: np.ndarray) -> Column:
+    """Rows of a matrix as lists of one length."""
+    return Column(np.ascontiguousarray(values).reshape(-1), np.arange(len(values) + 1) * values.shape[1])
+
+
+def _taken(column: Column, rows: np.ndarray) -> Column:
+    """Some rows of a column."""
+    if column.offsets is None:
+        return Column(column.values[rows])
+    lengths = np.diff(column.offsets)[rows]
+    values = column.values[spans(column.offsets[rows], lengths)]
+    return Column(values, np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]))
