@@ -69,14 +69,17 @@ class _Writer:
                 continue
             style = self._task.template.styled(draws[user] if period == TRAIN else 0)
             said = self._opening(user, style)
+            # What a user picks after the training period is not known in training, not even by its absence.
+            known = events if period == TRAIN else np.arange(self._log.offsets[user], self._log.offsets[user + 1])
+            known = set(self._log.item[known].tolist())
             if period == TRAIN:
-                told = [one for event in events.tolist() for one in self._told(user, event, is_asked=True)]
+                told = [one for event in events.tolist() for one in self._told(event, known, is_asked=True)]
                 parts = list(itertools.islice(self._cut(told, said, style), self._task.most or None))[::-1]
             else:
                 first = int(self._log.offsets[user])
                 asked = events[: self._task.asked].tolist()
-                told = [one for event in range(first, asked[0]) for one in self._told(user, event, is_asked=False)]
-                told += [one for event in asked for one in self._told(user, event, is_asked=True)]
+                told = [one for event in range(first, asked[0]) for one in self._told(event, known, is_asked=False)]
+                told += [one for event in asked for one in self._told(event, known, is_asked=True)]
                 parts = [next(self._cut(told, said, style))]
             for part in parts:
                 yield self._example(user, said, part, style)
@@ -87,13 +90,12 @@ class _Writer:
         parts += [Part("profile", style.say("profile", profile=profile))] if profile else []
         return Turn("system", tuple(parts))
 
-    def _told(self, user: int, event: int, *, is_asked: bool) -> list[_Told]:
-        """An event, among as many drawn items as the task says, in an order that is drawn too."""
+    def _told(self, event: int, known: set[int], *, is_asked: bool) -> list[_Told]:
+        """An event, among as many drawn items outside `known` as the task says, in an order that is drawn too."""
         log, count = self._log, self._task.negatives
         found = [_Told(event_told, is_asked) for event_told in log.told(event, event + 1)]
         if not count:
             return found
-        known = set(log.item[log.offsets[user] : log.offsets[user + 1]].tolist())
         drawn = hashes(count * _TRIES + 1, self._task.seed, _DRAWN, event)
         items = (drawn[1:] % np.uint64(len(log.texts))).tolist()
         others = [item for item in dict.fromkeys(items) if item not in known][:count]

@@ -115,12 +115,19 @@ def test_held_out_conversations_end_with_events_of_the_period_that_alone_are_pre
 def test_drawn_items_are_none_that_the_user_picked_and_the_newest_conversations_are_kept() -> None:
     log = tables()
     work = Conversations(told=TOLD, negatives=2, most=1, budget=Budget(length=150)).work_on(log)
-    for example in examples_of(work, "train"):
-        user = work.users["user_id"][int(example["user_index"])]
-        mine = {f"[Film {i}x]" for i in log.interactions.filter(pl.col("user_id") == user)["item_id"]}
-        found = exchanges(work, example)
-        assert all((item in mine) == (answer != "no") for item, answer, _ in found)
-        assert any(answer == "no" for _, answer, _ in found)
+    train_end, _ = bounds(work)
+    later = 0
+    for split in ("train", "test"):
+        for example in examples_of(work, split):
+            user = work.users["user_id"][int(example["user_index"])]
+            events = log.interactions.filter(pl.col("user_id") == user)
+            known = events.filter(pl.col("timestamp") < train_end) if split == "train" else events
+            mine, every = ({f"[Film {i}x]" for i in one["item_id"]} for one in (known, events))
+            found = exchanges(work, example)
+            assert all((item in mine) == (answer != "no") for item, answer, _ in found)
+            assert any(answer == "no" for _, answer, _ in found)
+            later += sum(item in every - mine for item, *_ in found)
+    assert later  # what is picked later is drawn like anything else
     users = [int(e["user_index"]) for e in examples_of(work, "train")]
     assert len(users) == len(set(users))
 

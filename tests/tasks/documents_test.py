@@ -61,6 +61,25 @@ def test_documents_tell_the_catalogue_and_the_log_of_the_training_period() -> No
     np.testing.assert_array_equal(work.items["train_count"], counts)
 
 
+def test_an_event_is_told_by_its_rating_or_its_kind_or_as_watched() -> None:
+    rated = log([(7, "a", 4.0, 0), (7, "b", 2.0, 1), (7, "a", 1.0, 2), (7, "c", 1.0, 90), (7, "b", 1.0, 99)])
+    rating = pl.when(pl.col("order") != 1).then("rating")
+    kinds = pl.Series(["bought", "viewed", None, None, None])
+    wording = Wording(tokenizer=TokenizerConfig(size=600), did="saw", rated="gave {rating}")
+    told = Told(wording=wording, periods=Periods(valid_fraction=0.2, test_fraction=0.2, gap_days=1))
+    task = Documents(told=told, held_out=1e-9, sources=("log",))
+    bare = rated.interactions.drop("rating")
+    for frame, expected in (
+        (rated.interactions.with_columns(rating=rating), ["gave 4", "saw", "gave 1"]),
+        (rated.interactions.with_columns(rating=rating, event=kinds), ["gave 4", "viewed", "gave 1"]),
+        (bare.with_columns(event=kinds), ["bought", "viewed", "saw"]),
+        (bare, ["saw", "saw", "saw"]),
+    ):
+        (found,) = texts(task.work_on(Tables(interactions=frame, items=rated.items)), "train").values()
+        lines = found.strip().splitlines()[-3:]
+        assert all(action in line for action, line in zip(expected, lines, strict=True))
+
+
 def test_every_document_is_in_one_split_and_the_splits_do_not_depend_on_the_sources() -> None:
     tables = World(num_events=2000).tables()
     task = Documents(told=Told(wording=SMALL), held_out=0.2)
