@@ -142,30 +142,37 @@ def attend_branches(
     together.
     """
     rows, count, asked, heads, width = q.shape
-    groups, slots = prompt.keys.shape[-2], prompt.keys.shape[1]
-    tokens = own.keys.shape[2]
-    q = (q * jnp.asarray(scale, q.dtype)).reshape(rows, count, asked, groups, heads // groups, width)
+    slots, groups = prompt.keys.shape[1:3]
+    tokens, repeats = own.keys.shape[2], heads // groups
+    size = _at_once(count, rows * heads * asked * (slots + tokens))
+    q = (q * jnp.asarray(scale, q.dtype)).reshape(rows, count, asked, groups, repeats, width)
     at = jnp.broadcast_to(at, (at.shape[0], count, asked))
-    to_prompt = unless(visible)[:, None, None, None, None]
+    to_prompt = unless(visible)[:, None, None]
     place = jnp.arange(tokens)[None, None, None]
+    # Heads first and what is summed over last: then all products below are plain ones.
+    keys, values = (x.transpose(0, 2, 1, 3) for x in prompt)
 
-    def some(part: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        q, at, keys, values = (jnp.moveaxis(x, 0, 1) for x in part)
-        causal = unless(place <= at[..., None])[:, None, None]
-        shared = product("bmqgrk,bsgk->bgrmqs", q, prompt.keys) + to_prompt
-        alone = product("bmqgrk,bmsgk->bgrmqs", q, keys) + causal
+    def some(part: tuple[jax.Array, ...]) -> jax.Array:
+        q, at, own_keys, own_values = part  # [b, g, m, r, q, k], [b, m, q], [b, g, m, t, k]
+        flat = q.reshape(rows, groups, -1, width)
+        shared = (product("bgnk,bgsk->bgns", flat, keys) + to_prompt).reshape(*q.shape[:-1], slots)
+        alone = product("bgmnk,bgmtk->bgmnt", q.reshape(rows, groups, size, -1, width), own_keys)
+        alone = alone.reshape(*q.shape[:-1], tokens) + unless(place <= at[..., None])[:, None, :, None]
         top = jnp.maximum(shared.max(-1, keepdims=True), alone.max(-1, keepdims=True))
         shared, alone = jnp.exp(shared - top), jnp.exp(alone - top)
-        total = shared.sum(-1) + alone.sum(-1)
-        mixed = product("bgrmqs,bsgk->mbqgrk", shared.astype(values.dtype), prompt.values)
-        mixed = mixed + product("bgrmqs,bmsgk->mbqgrk", alone.astype(values.dtype), values)
-        return (mixed / jnp.einsum("bgrmq->mbqgr", total)[..., None]).astype(values.dtype)
+        total = shared.sum(-1, keepdims=True) + alone.sum(-1, keepdims=True)
+        shared, alone = shared.astype(values.dtype), alone.astype(values.dtype)
+        mixed = product("bgns,bgsk->bgnk", shared.reshape(rows, groups, -1, slots), values).reshape(q.shape)
+        own = product("bgmnt,bgmtk->bgmnk", alone.reshape(rows, groups, size, -1, tokens), own_values)
+        return ((mixed + own.reshape(q.shape)) / total).astype(values.dtype)
 
-    by_branch = [jnp.moveaxis(x, 1, 0) for x in (q, at, own.keys, own.values)]
-    size = _at_once(count, rows * heads * asked * (slots + tokens))
-    cut = [x.reshape(count // size, size, *x.shape[1:]) for x in by_branch]
-    mixed = some(tuple(by_branch)) if size == count else jax.lax.map(some, tuple(cut))
-    return jnp.moveaxis(mixed.reshape(count, rows, asked, heads, width), 0, 1)
+    def cut(x: jax.Array, *order: int) -> jax.Array:
+        """[b, m, ...] as [steps, ...], the rest in this order, in which m is of one step."""
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0).transpose(0, *(1 + i for i in order))
+
+    parts = (cut(q, 0, 3, 1, 4, 2, 5), cut(at, 0, 1, 2), *(cut(x, 0, 3, 1, 2, 4) for x in own))
+    mixed = some(tuple(x[0] for x in parts))[None] if size == count else jax.lax.map(some, parts)
+    return mixed.transpose(1, 0, 3, 5, 2, 4, 6).reshape(rows, count, asked, heads, width)
 
 
 def _at_once(count: int, cells: int) -> int:
