@@ -241,7 +241,7 @@ def _trained(texts: Iterable[str], **settings: Any) -> bytes:
     return out.getvalue()
 
 
-def load_text(path: str | os.PathLike[str], size: int) -> Tokenizer:
+def load_text(path: str | os.PathLike[str], size: int) -> TextVocab | TokenizerJson:
     """The vocabulary of a prepared folder's `text.model`, whichever of the two kinds it is."""
     model = Path(path).read_bytes()
     return TokenizerJson(model, size) if is_json(model) else TextVocab(model, size)
