@@ -38,7 +38,7 @@ class Compiled:
     """What compiling a train step found; per device where it says nothing else.
 
     `parameters` and `tokens` (slots of one step) are of the whole run, `model_flops` those of the model's formula
-    (`recjax.core.flops`) for a step. Without a program that fits there is no `cost`.
+    (`recjax.core.flops`) for a step. `text` is the program. Without one that fits there is no `cost`.
     """
 
     recipe: str
@@ -53,6 +53,7 @@ class Compiled:
     cost: Cost | None
     seconds: float
     advice: tuple[str, ...]
+    text: str = dataclasses.field(default="", repr=False)
 
     @property
     def times(self) -> Times | None:
@@ -124,7 +125,7 @@ def compile_recipe(recipe: Recipe, examples: Sequence[Examples], topology: Topol
         devices=len(topology.devices),
     )
     held = {"state": _bytes(state), "arguments": _bytes((state, batch, const))}
-    began, cost = time.perf_counter(), None
+    began, cost, text = time.perf_counter(), None, ""
     try:
         with assembly.mesh.activate():
             program = step.lower(state, batch, const).compile()
@@ -141,8 +142,7 @@ def compile_recipe(recipe: Recipe, examples: Sequence[Examples], topology: Topol
             temporaries=stats.temp_size_in_bytes,
             code=stats.generated_code_size_in_bytes,
         )
-        text = program.as_text()
-        assert text is not None
+        text = program.as_text() or ""
         cost = cost_of(hlo.parse(text), devices=len(topology.devices), slices=topology.slices)
     tokens = math.prod(batch["weight"].shape)
     return Compiled(
@@ -158,6 +158,7 @@ def compile_recipe(recipe: Recipe, examples: Sequence[Examples], topology: Topol
         cost=cost,
         seconds=time.perf_counter() - began,
         advice=tuple(advice(memory, topology.chip, setting)),
+        text=text,
     )
 
 
@@ -299,6 +300,7 @@ def main(argv: list[str]) -> int:
     flags.add_argument("--slices", type=int, default=1, help="so many slices, joined by the data-centre network")
     flags.add_argument("--rows", type=int, default=0, help="rows of the model's table, instead of those of the data")
     flags.add_argument("--out", type=Path, help="write the report here as well: .json, or else markdown")
+    flags.add_argument("--hlo", type=Path, help="write the compiled program here, as text")
     jax.config.update("jax_platforms", "cpu")  # what is compiled for is not asked for by its platform
     given = command.parse(flags, argv)
     args = given.args
@@ -308,6 +310,8 @@ def main(argv: list[str]) -> int:
     found = compile_recipe(given.recipe, ensure_prepared(given.recipe.mixture, args.cache), topology, rows=args.rows)
     report = render(found)
     print(report, end="")
+    if args.hlo is not None and found.text:
+        args.hlo.write_text(found.text, encoding="utf-8")
     if args.out is not None:
         as_json = args.out.suffix == ".json"
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,16 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax.core import optim
+from recjax.core import blockwise, optim
 from recjax.core.adapters import ADAPTERS, Adapted, Adapters
+from recjax.core.checkpoint import Checkpointer
 from recjax.core.errors import ConfigError
 from recjax.core.module import Functional, Params
 from recjax.core.sharding import MeshConfig
 from recjax.core.state import by_path
+from recjax.core.warm_start import WarmStart
 from recjax.models.sequence import Sequence
 from recjax.nn.transformer import TransformerConfig
 from recjax.prepare import ensure_prepared
 from recjax.recipe import Assembly, Recipe
+from recjax.train import CHECKPOINTS
+from recjax.trained import load
 
 MODEL = TransformerConfig(
     num_layers=2, width=16, num_heads=4, num_kv_heads=2, position="rotary", norm="rms", ffn="swiglu", bias=False
@@ -175,3 +180,47 @@ def test_adapters_lie_as_their_base_does(tiny_recipe: Any) -> None:
     layers, ins, outs = specs[inner]
     assert (ins, outs) == ("data", "model")
     assert specs[f"{ADAPTERS}/{inner}/a"][:2] == (layers, ins) and specs[f"{ADAPTERS}/{inner}/b"][-1] == outs
+
+
+def test_from_a_plain_checkpoint_to_a_merged_model(tiny_recipe: Any, tmp_path: Path) -> None:
+    """Started from a run without adapters, saved, resumed, taken up by another run, merged when loaded."""
+    recipe = recipe_of(tiny_recipe, adapters=Adapters(rank=2, quantised="int8", block=4))
+    examples, one = ensure_prepared(recipe.mixture), jax.devices()[:1]
+    plain = Assembly(dataclasses.replace(recipe, adapters=None, seed=1), examples, one)
+    assembly = Assembly(recipe, examples, one)
+    names = {"recipe": recipe.name, "vocabulary": assembly.vocabulary_hash}
+
+    def checkpoints(folder: str) -> Checkpointer:
+        return Checkpointer(tmp_path / folder / CHECKPOINTS, recipe.checkpoints, **names)
+
+    base = plain.init_state()
+    with checkpoints("plain") as saved:
+        saved.save(base)
+    fresh = assembly.init_state()
+    start = assembly.warm_started(fresh, WarmStart(checkpoints=str(tmp_path / "plain" / CHECKPOINTS)))
+    there, here = by_path(base.params), by_path(start.params)
+    for path, x in there.items():
+        stored = blockwise.store(x, "int8", 4) if path not in here else {"": x}
+        for part, expected in stored.items():
+            np.testing.assert_array_equal(here[f"{path}/{part}".rstrip("/")], expected)
+
+    batch, step, const = assembly.mesh.put_batch(next(assembly.batches())), assembly.train_step(), assembly.const()
+    with assembly.mesh.activate(), checkpoints("adapted") as saved:
+        state, _ = step(start, batch, const)
+        saved.save(state)
+        saved.wait()
+        resumed = saved.restore(assembly.abstract_state())
+        assert resumed is not None
+        first = jax.device_get(state)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed.state), first)
+        after, again = (jax.device_get(step(s, batch, const)[0]) for s in (state, resumed.state))
+    jax.tree.map(np.testing.assert_array_equal, again, after)
+
+    folder = str(tmp_path / "adapted" / CHECKPOINTS)
+    taken = assembly.warm_started(assembly.init_state(), WarmStart(checkpoints=folder))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(taken.params), first.params)
+    merged = load(recipe, tmp_path / "adapted")
+    assert type(merged.assembly.model) is Functional and merged.assembly.recipe.adapters is None
+    assert isinstance(assembly.model, Adapted)
+    expected = jax.jit(assembly.model.merge)(first.params)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), dict(merged.params), expected)
