@@ -122,6 +122,16 @@ class Sequence(Module):
         out = self._score(hidden[:, None], table)
         return out["hidden"][:, 0], Memory(prompt, table, out["table"])
 
+    def remember(self, kept: Kept, lengths: Array) -> Memory:
+        """What `prefill` gave for prompts that lie alone in their rows, `lengths` [b] tokens from the first slot on.
+
+        Out of the keys and values alone: for whoever keeps these between calls.
+        """
+        table = self.item_table({})
+        slots = jnp.arange(kept.keys.shape[2], dtype=jnp.int32)[None]
+        prompt = Prompt(kept, slots < lengths[:, None], lengths - 1, lengths - 1)
+        return Memory(prompt, table, self._score(jnp.zeros((1, 1, table.shape[-1])), table)["table"])
+
     def start(self, memory: Memory, beams: int, steps: int) -> Kept:
         """What is kept for each beam, still empty: leaves [b, beams, ...] with room for `steps` tokens."""
         return self._decoder().start(memory.prompt, beams, steps)
@@ -192,11 +202,15 @@ class Sequence(Module):
         return {"hidden": unit(hidden), "table": unit(table)} if self.normalize else {"hidden": hidden, "table": table}
 
     def token_flops(self, length: int) -> TokenFlops:
-        """Training FLOPs of one target in rows of `length`, with a full softmax over the table."""
+        """Training FLOPs of one target in rows of `length`, with a full softmax over the table.
+
+        Of experts those count that a token meets.
+        """
         params = nnx.to_pure_dict(nnx.state(self))
         layers, width = self.config.attention_shape
+        idle = self.config.idle_parameters if isinstance(self.config, TransformerConfig) else 0
         return per_token(
-            parameters=count_parameters(params)["backbone"],
+            parameters=count_parameters(params)["backbone"] - idle,
             layers=layers,
             length=length,
             width=width,

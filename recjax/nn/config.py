@@ -171,6 +171,13 @@ class TransformerConfig:
         return self.mlp_width or 4 * self.width
 
     @property
+    def idle_parameters(self) -> int:
+        """Weights, of all layers, of the experts that a token does not meet."""
+        if self.moe is None:
+            return 0
+        return self.num_layers * (self.moe.num_experts - self.moe.top_k) * 3 * self.width * self.inner_width
+
+    @property
     def has_qkv_bias(self) -> bool:
         """Whether queries, keys and values have a bias."""
         return self.bias if self.qkv_bias is None else self.qkv_bias
