@@ -46,7 +46,8 @@ def split(params: Params, held: frozenset[str]) -> tuple[Params, Params]:
     if not held:
         return params, {}
     leaves = by_path(params)
-    return tuple(nested({p: x for p, x in leaves.items() if (p in held) == is_held}) for is_held in (False, True))
+    trained = nested({path: x for path, x in leaves.items() if path not in held})
+    return trained, nested({path: x for path, x in leaves.items() if path in held})
 
 
 def joined(trained: Params, held: Params) -> Params:

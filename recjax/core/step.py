@@ -104,7 +104,8 @@ def make_train_step(
             micro_gradients = functools.partial(gradients_of, trained, rest)
             loss, sums, seen, gradients = _accumulated(micro_gradients, batch, const, weights, keys)
         updates, opt_state = optimizer.update(gradients, opt_state, trained)
-        new_params: Any = joined(optax.apply_updates(trained, updates), rest)
+        moved: Any = optax.apply_updates(trained, updates)
+        new_params = joined(moved, rest)
         if sparse is not None and rows is not None:
             new_params = sparse.put(state.params, new_params, rows, num_rows)
             opt_state = sparse.put(state.opt_state, opt_state, rows, num_rows)
