@@ -28,9 +28,7 @@ _FREE = (
 _WRAPPERS = ("call", "async-start")
 _SLICES = ("dynamic-slice", "slice", "gather")
 # Custom calls that only reserve room or mark what the compiler does anyway.
-_BOOKKEEPING = re.compile(
-    r"AllocateBuffer|AsyncCollective|Sharding|Barrier|Pin|annotate|ConsumeBuffer|SplitHigh|Assume"
-)
+_BOOKKEEPING = re.compile("AllocateBuffer|AsyncCollective|Sharding|Barrier|annotate|ConsumeBuffer|Assume|Bitcast")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +99,9 @@ class _Walk:
             elif i.opcode in _WRAPPERS and (name := i.called.get("calls") or i.called.get("to_apply")):
                 self.run(self.program[name], times)
             elif i.opcode not in _FREE and not i.opcode.endswith("-done"):
-                self.cost.memory += times * _moved(self.program, computation, i)
                 self._note(i)
+                if not _is_bookkeeping(i):
+                    self.cost.memory += times * _moved(self.program, computation, i)
 
     def _branches(self, i: Instruction, times: float) -> None:
         """The dearest branch counts."""
@@ -128,9 +127,8 @@ class _Walk:
         elif i.opcode == "convolution":
             self.cost.flops += times * convolution_flops(computation, i)
         elif i.opcode == "custom-call":
-            target = i.attribute("custom_call_target")
-            if not _BOOKKEEPING.search(target):
-                self.cost.kernels[target] += round(times)
+            if not _is_bookkeeping(i):
+                self.cost.kernels[i.attribute("custom_call_target")] += round(times)
         elif kind := kind_of(i, computation):
             # A collective that runs beside other work is written down in each part of that work, under one channel.
             channel = re.search(r"channel_id=(\d+)", i.attributes)
@@ -145,6 +143,10 @@ class _Walk:
             if not shape.memory and shape.bytes:
                 source = "/".join(i.op_name.split("/")[-3:])
                 self.cost.arrays.setdefault((str(shape), source), Large(str(shape), shape.bytes, source))
+
+
+def _is_bookkeeping(i: Instruction) -> bool:
+    return i.opcode == "custom-call" and bool(_BOOKKEEPING.search(i.attribute("custom_call_target")))
 
 
 def trips(program: Program, computation: Computation, loop: Instruction) -> tuple[int, bool]:
