@@ -11,7 +11,7 @@ from pathlib import Path
 
 from recjax.data.sources import DataDir
 
-_SUFFIXES = (".parquet", ".csv", ".tsv", ".gz", ".json")
+_SUFFIXES = (".parquet", ".csv", ".tsv", ".gz", ".json", ".libsvm", ".libffm")
 
 
 def source_hash(data: DataDir) -> str:
