@@ -5,7 +5,8 @@ The plan (`stream.Block`) knows indices and lengths; here are the items, the tim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,12 +26,20 @@ TIME_FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def empty(rows: int, row_length: int, *, times: str, masked: bool, listed: int = 0) -> Batch:
+class Beside(NamedTuple):
+    """The lists beside the events of each task's examples, "loss" or "branch", and the most branches of any example."""
+
+    lists: Sequence[Collection[str]]
+    branches: int = 0
+
+
+def empty(rows: int, row_length: int, *, times: str, masked: bool, branches: bool = False, listed: int = 0) -> Batch:
     """A training batch of padding; `times` is a key of `TIME_FIELDS`, `masked` says whether slots can be hidden.
 
-    `listed` is how many items of a teacher's list come with each slot.
+    `branches` says whether examples have any, `listed` how many items of a teacher's list come with each slot.
     """
-    names = ("history_ids", "target_ids", "positions", "segment_ids", *(("masked",) if masked else ()))
+    names = ["history_ids", "target_ids", "positions", "segment_ids"]
+    names += [name for name, is_there in (("masked", masked), ("parents", branches)) if is_there]
     batch: Batch = {name: np.zeros((rows, row_length), np.int32) for name in names}
     batch["weight"] = np.zeros((rows, row_length), np.float32)
     if listed:
@@ -46,13 +55,14 @@ def fill(
     sources: Sequence[ExampleSource],
     *,
     mask_rate: float,
-    has_loss: Sequence[bool],
+    beside: Beside,
     rankings: Sequence[Rankings] = (),
 ) -> None:
     """Copy these rows of the block into a batch of padding that was made for them; `sources[t]` are task t's examples.
 
-    With `mask_rate` a slot shows the event to be predicted there, unless it is hidden. Where `has_loss[t]`, examples of
-    task t have a list `loss`, and events with 0 there are no targets. `rankings[t]`, where there are any, are a
+    With `mask_rate` a slot shows the event to be predicted there, unless it is hidden. Events with 0 in `loss` are no
+    targets. Those with k > 0 in `branch` are of the example's branch k: a segment that sees the events with 0, its
+    parent, but not the other branches, and goes on where the parent ends. `rankings[t]`, where there are any, are a
     teacher's lists for the events of task t.
     """
     kept = slice(int(block.bounds[rows.start]), int(block.bounds[rows.stop]))
@@ -64,7 +74,7 @@ def fill(
         example, length, skip = block.example[mine], block.length[mine], block.skip[mine]
         if not len(example):
             continue
-        found = source.read(example, (*names, "loss") if has_loss[number] else names)
+        found = source.read(example, (*names, *beside.lists[number]))
         items, begins = found["items"]
         place = spans(np.zeros_like(length), length)  # inside the window
         to = place + np.repeat((block.row[mine] - rows.start) * row_length + block.offset[mine], length)
@@ -83,12 +93,18 @@ def fill(
             flat["history_ids"][to] = items[shown]
         targets = items[asked]
         is_target &= targets != OOV
-        if has_loss[number]:
+        if "loss" in beside.lists[number]:
             is_target &= found["loss"][0][asked] > 0
         flat["target_ids"][to] = np.where(is_target, targets, PAD)
         flat["weight"][to] = is_target
-        flat["positions"][to] = place
-        flat["segment_ids"][to] = np.repeat(block.segment[mine], length)
+        segment = np.repeat((block.segment[mine] - 1) * (beside.branches + 1) + 1, length)
+        if "branch" in beside.lists[number]:
+            branch = found["branch"][0][shown]
+            flat["positions"][to] = _resumed(place, branch)
+            flat["segment_ids"][to] = segment + branch
+            flat["parents"][to] = np.where(branch > 0, segment, PAD)
+        else:
+            flat["positions"][to], flat["segment_ids"][to] = place, segment
         if rankings:
             event = asked - np.repeat(begins - rankings[number].first[example], length)
             flat["teacher/rows"][to] = rankings[number].rows[event]
@@ -96,6 +112,18 @@ def fill(
         for name, at in (("history_time", shown), ("query_time", asked)):
             if name in flat:
                 flat[name][to] = found["times"][0][at]
+
+
+def _resumed(place: np.ndarray, branch: np.ndarray) -> np.ndarray:
+    """Positions of slots, window after window, whose branches 0, 1, 2, ... stand one behind the other.
+
+    Each branch goes on where branch 0 of its window ends; `place` counts from the first slot of a window.
+    """
+    slot = np.arange(len(place))
+    is_first = (place == 0) | (branch != np.roll(branch, 1))
+    begin = np.maximum.accumulate(np.where(is_first, slot, 0))
+    fork = np.maximum.accumulate(np.where(is_first & (branch == 1), slot, 0))
+    return np.where(branch > 0, place[fork] + slot - begin, place)
 
 
 def _hidden(

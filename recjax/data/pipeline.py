@@ -21,7 +21,7 @@ from recjax.core.errors import CheckpointError, ConfigError, ExamplesError
 from recjax.data.batch import Batch
 from recjax.data.coverage import Coverage, coverage
 from recjax.data.examples import Examples
-from recjax.data.filling import TIME_FIELDS, empty, fill
+from recjax.data.filling import TIME_FIELDS, Beside, empty, fill
 from recjax.data.hashing import hashed_with, hashes, uniform
 from recjax.data.heldout import eval_batches, process_rows
 from recjax.data.shards import ExampleSource
@@ -61,7 +61,8 @@ class Feed:
     last event of each window is, in rows of `answer_length` tokens of their own; "every" is the history for that. The
     first `text_length` tokens of a text are read.
 
-    Where examples say with a list `loss` which of their events are predicted, the others have weight 0.
+    Where examples say with a list `loss` which of their events are predicted, the others have weight 0; where they say
+    with a list `branch` which of them see a common beginning and not each other, there are `parents`.
 
     With a `teacher`, `teacher/rows` and `teacher/distance` give its list for each event to be predicted.
 
@@ -253,8 +254,9 @@ def train_batches(
     if tokens is not None:
         order |= {"tokens": tokens.hash, "spelled": [feed.answer, feed.answer_length, feed.text_length]}
     identity = hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()[:16]
-    has_loss = [_has(one, "loss") for one in examples]
-    parent = _RowIterator(sources, stream, feed, rows, identity, has_loss, rankings, speller)
+    lists = [[name for name in ("loss", "branch") if _has(one, name)] for one in examples]
+    beside = Beside(lists, max(one.manifest.get("branches", 0) for one in examples))
+    parent = _RowIterator(sources, stream, feed, rows, identity, beside, rankings, speller)
     return BatchIterator(grain.experimental.ThreadPrefetchDatasetIterator(parent, feed.prefetch), stream)
 
 
@@ -268,12 +270,12 @@ class _RowIterator(grain.DatasetIterator[Batch]):
         feed: Feed,
         rows: slice,
         identity: str,
-        has_loss: Sequence[bool],
+        beside: Beside,
         rankings: Sequence[Rankings],
         speller: Speller | None,
     ) -> None:
         super().__init__()
-        self._has_loss, self._rankings, self._speller = has_loss, rankings, speller
+        self._beside, self._rankings, self._speller = beside, rankings, speller
         self._sources, self._stream, self._feed, self._rows, self._identity = sources, stream, feed, rows, identity
         self._block, self._row = 0, 0
 
@@ -312,13 +314,14 @@ class _RowIterator(grain.DatasetIterator[Batch]):
         if self._speller is not None:
             return self._speller.empty(rows)
         listed, masked = self._rankings[0].k if self._rankings else 0, self._feed.mask_rate > 0
-        return empty(rows, self._feed.row_length, times=self._feed.times, masked=masked, listed=listed)
+        more = {"masked": masked, "listed": listed, "branches": self._beside.branches > 0}
+        return empty(rows, self._feed.row_length, times=self._feed.times, **more)
 
     def _fill(self, part: Batch, block: Block, kept: range) -> None:
         if self._speller is not None:
             self._speller.fill(part, block, kept)
         else:
-            more = {"mask_rate": self._feed.mask_rate, "has_loss": self._has_loss, "rankings": self._rankings}
+            more = {"mask_rate": self._feed.mask_rate, "rankings": self._rankings, "beside": self._beside}
             fill(part, block, kept, self._sources, **more)
 
 

@@ -52,15 +52,17 @@ class Prompt:
     questions: tuple[Rendered, ...]
     events: int
 
-    def answered(self, number: int, answer: np.ndarray) -> Rendered:
-        """The whole example of one candidate, with the tokens of its answer; the section "answer" is these."""
-        parts = [
-            (part.tokens[span.start : span.stop], span.section)
-            for part in (self.prefix, self.questions[number])
-            for span in part.spans
-        ]
-        pieces, sections = zip(*parts, strict=True)
-        return joined([*pieces, answer], [*sections, ANSWER])
+    def answered(self, *answers: np.ndarray) -> tuple[Rendered, np.ndarray]:
+        """The prompt with its questions and, after each, the tokens of its answer; and the branch of each token.
+
+        The section "answer" is the answers. Branch 0, int32, is what all share, branch k question k - 1 and its answer.
+        """
+        parts = [(self.prefix.tokens[span.start : span.stop], span.section, 0) for span in self.prefix.spans]
+        for branch, (question, answer) in enumerate(zip(self.questions, answers, strict=True), start=1):
+            parts += [(question.tokens[span.start : span.stop], span.section, branch) for span in question.spans]
+            parts.append((answer, ANSWER, branch))
+        tokens, sections, branches = zip(*parts, strict=True)
+        return joined(tokens, sections), np.repeat(np.array(branches, np.int32), [len(one) for one in tokens])
 
 
 class PromptWriter:

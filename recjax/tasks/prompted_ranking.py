@@ -32,6 +32,10 @@ class Ranked(Prompted):
     `seed`; those of a lower number are among those of a higher. A held-out record has up to `candidates` candidates.
     With `mask` the answers alone are predicted in training, without it every token is. `words` are the answers, the
     right one of a candidate being number `label`. `budget.length` is for a whole prompt with its answer.
+
+    With `together` above 1 a training example asks up to so many questions that share their prompt. Each sees the
+    prompt and none of the other questions, as in scoring, so that a prompt is read once for all of them; examples are
+    longer than the budget by the other questions. A user's events are then asked about with those that follow them.
     """
 
     question: ClassVar[tuple[str, ...]] = ("item",)
@@ -44,13 +48,14 @@ class Ranked(Prompted):
     min_history: int = 1
     per_user: int = 4
     candidates: int = 20
+    together: int = 1
     mask: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "words", tuple(self.words))
-        self.at_least(history=0, min_history=0, per_user=1, candidates=1)
+        self.at_least(history=0, min_history=0, per_user=1, candidates=1, together=1)
         self.template.check(self.name, instruction=self.about, question=self.question)
 
     def work(self) -> Work:

@@ -1,8 +1,9 @@
-"""Texts as the work of a task: tokens to rows of the table, `loss` beside them, and what the manifest says.
+"""Texts as the work of a task: tokens to rows of the table, what stands beside them, and what the manifest says.
 
-A document is a history of tokens: prepared examples hold `items`, the rows of the tokens, and where not every token is
-predicted `loss`, 1 for each that is. Ranking records hold the shared part of a prompt as `items`, and the questions
-about each candidate one after the other.
+A document is a history of tokens: prepared examples hold `items`, the rows of the tokens. Where not every token is
+predicted they have `loss`, 1 for each that is; where several questions share a prompt, `branch`, the number of the
+question that a token belongs to. Ranking records hold the shared part of a prompt as `items`, and the questions about
+each candidate one after the other.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from recjax.tasks.work import Example, Work, columns_of
 
 TEXT = (Field(name="user_index", dtype="int64", rank=0), Field(name="items", dtype="int32", rank=1))
 MASKED = (*TEXT, Field(name="loss", dtype="int32", rank=1))
+BRANCHED = (*MASKED, Field(name="branch", dtype="int32", rank=1))
 RANKED = (
     *TEXT,
     *(Field(name=name, dtype="int32", rank=1) for name in ("suffixes", "suffix_lengths", "labels")),
@@ -41,6 +43,14 @@ def masked(user_index: int, rendered: Rendered, *, mask: bool = True) -> Example
     """An example of which the answers are predicted, or all of it without `mask`."""
     loss = rendered.mask(ANSWER) if mask else np.ones(len(rendered.tokens), np.int32)
     return {**document(user_index, rendered.tokens), "loss": loss}
+
+
+def branched(user_index: int, rendered: Rendered, branch: np.ndarray, *, mask: bool = True) -> Example:
+    """The same for a text with branches, each of which goes on where branch 0 ends."""
+    example = masked(user_index, rendered, mask=mask)
+    # What stands before the first token of a later branch is not what it follows.
+    example["loss"][np.flatnonzero(np.diff(branch, prepend=0) * (branch > 1))] = 0
+    return {**example, "branch": branch}
 
 
 def text_work(
@@ -80,6 +90,7 @@ def text_work(
             "simulated": tables.simulated,
             "times": False,
             **({"longest_whole": longest} if whole else {}),
+            "branches": max(int(one["branch"].max()) if "branch" in one else 0 for one in examples["train"]),
             "counts": counts,
             "notes": [*tables.notes],
             "warnings": [*tables.warnings],

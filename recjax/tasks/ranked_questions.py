@@ -56,7 +56,8 @@ def rated(task: Rated | Stars, log: Log) -> Questions:
         for user, events in _users(task, log, period):
             events = events[is_asked[events]]
             if period == TRAIN:
-                yield from (ask(user, [event]) for event in _chosen(task, events))
+                places = np.searchsorted(events, _chosen(task, events)).tolist()
+                yield from (ask(user, events[place : place + task.together].tolist()) for place in places)
             elif len(events):
                 yield ask(user, events[: task.candidates].tolist())
 
@@ -118,7 +119,8 @@ def genre_affinity(task: GenreAffinity, log: Log) -> Questions:
         coming = {genre for e in following for genre in log.genres[log.item[e]]}
         found = [genres[k] for k in np.argsort(hashes(len(genres), task.seed, _GENRE, event)).tolist()]
         first = (next((g for g in found if (g in coming) == is_coming), None) for is_coming in (True, False))
-        return [genre for genre in first if genre is not None]
+        both = [genre for genre in first if genre is not None]
+        return [*both, *(genre for genre in found if genre not in both)][: max(task.together, len(both))]
 
     def questions(period: int) -> Iterator[Asked]:
         for user, events in _users(task, log, period):

@@ -28,7 +28,7 @@ class Judged(NamedTuple):
     asked: dict[int, list[Asked]]
 
     def questions(self, period: int) -> Iterator[Asked]:
-        """What is asked in a period: one pair at a time in training, a query's together in the others."""
+        """What is asked in a period, query by query."""
         return iter(self.asked[period])
 
 
@@ -69,22 +69,19 @@ def judged(task: Relevance, log: Log, tables: Tables) -> Judged:
     for query, (group, draw) in enumerate(zip(groups, drawn.tolist(), strict=True)):
         held = task.valid_fraction + task.test_fraction
         period = VALID if draw < task.valid_fraction else TEST if draw < held else TRAIN
-        asked[period].extend(_asked(task, log, query, group, one_by_one=period == TRAIN))
+        asked[period].append(_asked(task, log, query, group, is_training=period == TRAIN))
     return Judged(found, found["text"].to_list(), counts, asked)
 
 
-def _asked(task: Relevance, log: Log, query: int, pairs: pl.DataFrame, *, one_by_one: bool) -> Iterator[Asked]:
+def _asked(task: Relevance, log: Log, query: int, pairs: pl.DataFrame, *, is_training: bool) -> Asked:
     """The questions about the pairs of a query, chosen by hash, and about drawn items."""
     items, labels = pairs["item"].to_numpy(), (pairs["label"].to_numpy() >= task.min_label).astype(np.int64)
     order = np.argsort(hashed_with(np.repeat(hashes(1, task.seed, _CHOSEN, query), len(items)), items), kind="stable")
     each, known = 1 + task.negatives, set(items.tolist())
-    chosen = np.sort(order[: task.per_user if one_by_one else max(task.candidates // each, 1)])
+    chosen = np.sort(order[: task.per_user if is_training else max(task.candidates // each, 1)])
     drawn = hashes(2 * len(items) + 2 * each * len(chosen), task.seed, _DRAWN, query) % np.uint64(len(log.texts))
     unjudged = [item for item in dict.fromkeys(drawn.tolist()) if item not in known]
     unjudged = unjudged[: len(chosen) * task.negatives]
     questions = [{"item": log.texts[item]} for item in [*items[chosen].tolist(), *unjudged]]
     right = [*labels[chosen].tolist(), *[0] * len(unjudged)]
-    if one_by_one:
-        yield from (Asked(query, 0, [question], [label]) for question, label in zip(questions, right, strict=True))
-    else:
-        yield Asked(query, 0, questions, right)
+    return Asked(query, 0, questions, right)

@@ -18,7 +18,7 @@ from recjax.prompts.writer import Prompt, PromptWriter
 from recjax.tasks.prompted import PERIODS
 from recjax.tasks.prompted_log import TRAIN, Log, chat_of, read_log, tokenizer_of
 from recjax.tasks.prompted_ranking import GenreAffinity, Ranked, Rated, Relevance, Stars, WatchNext
-from recjax.tasks.prompted_work import MASKED, RANKED, document, masked, text_work
+from recjax.tasks.prompted_work import BRANCHED, MASKED, RANKED, branched, document, masked, text_work
 from recjax.tasks.ranked_questions import Asked, Questions, genre_affinity, rated, watch_next
 from recjax.tasks.ranked_relevance import judged
 from recjax.tasks.work import Example, Work
@@ -52,7 +52,7 @@ def make_work(task: Ranked, tables: Tables) -> Work:
         tables,
         tokenizer=tokenizer,
         examples=examples,
-        schemas={split: MASKED if split == "train" else RANKED for split in PERIODS},
+        schemas={split: RANKED if split != "train" else BRANCHED if task.together > 1 else MASKED for split in PERIODS},
         users=users,
         whole=True,
         facts={
@@ -94,12 +94,19 @@ class _Writer:
         return self._prompts.told()
 
     def examples(self, every: Iterable[Asked]) -> Iterable[Example]:
-        """One example for each question, each in a style of its own."""
+        """Examples of up to `together` questions, each example in a style of its own."""
+        count = self._task.together
         for asked in every:
-            draws = hashes(len(asked.labels), self._task.seed, _STYLE, asked.user, asked.end).tolist()
-            for question, label, draw in zip(asked.questions, asked.labels, draws, strict=True):
-                prompt = self._write(asked, [question], draw)
-                yield masked(asked.user, prompt.answered(0, self._answers[label]), mask=self._task.mask)
+            starts = range(0, len(asked.labels), count)
+            draws = hashes(len(starts), self._task.seed, _STYLE, asked.user, asked.end).tolist()
+            for start, draw in zip(starts, draws, strict=True):
+                prompt = self._write(asked, asked.questions[start : start + count], draw)
+                answers = (self._answers[label] for label in asked.labels[start : start + count])
+                rendered, branch = prompt.answered(*answers)
+                if count > 1:
+                    yield branched(asked.user, rendered, branch, mask=self._task.mask)
+                else:
+                    yield masked(asked.user, rendered, mask=self._task.mask)
 
     def records(self, every: Iterable[Asked]) -> Iterable[Example]:
         """One record for each user, in the first style."""

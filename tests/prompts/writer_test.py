@@ -81,13 +81,26 @@ def test_all_candidates_share_the_prefix_and_a_whole_example_is_its_parts(tokeni
         one = write.write([{"item": item}], history=history, profile=FIELDS)
         np.testing.assert_array_equal(one.prefix.tokens, many.prefix.tokens)
         np.testing.assert_array_equal(one.questions[0].tokens, many.questions[number].tokens)
-        whole = many.answered(number, answer)
+        whole, branch = one.answered(answer)
         parts = [many.prefix.tokens, many.questions[number].tokens, answer]
         np.testing.assert_array_equal(whole.tokens, np.concatenate(parts))
+        np.testing.assert_array_equal(branch, np.arange(len(whole.tokens)) >= len(many.prefix.tokens))
         assert whole.tokens[whole.mask("answer") > 0].tolist() == answer.tolist()
         assert [span.section for span in whole.spans] == [
             *("markup", "instruction", "profile", "history", "question", "markup", "answer")
         ]
+
+
+def test_questions_that_share_a_prompt_are_branches_of_it(tokenizer: Tokenizer) -> None:
+    write = writer(tokenizer)
+    prompt = write.write([{"item": item} for item in ITEMS[:3]], history=[Event(ITEMS[5], "liked")])
+    answers = [write.chat.answer(word) for word in ("Yes", "No", "Yes")]
+    found, branch = prompt.answered(*answers)
+    assert branch.dtype == np.int32 and len(branch) == len(found.tokens)
+    np.testing.assert_array_equal(found.tokens[branch == 0], prompt.prefix.tokens)
+    for number, (question, answer) in enumerate(zip(prompt.questions, answers, strict=True), start=1):
+        np.testing.assert_array_equal(found.tokens[branch == number], np.concatenate([question.tokens, answer]))
+    np.testing.assert_array_equal(found.tokens[found.mask("answer") > 0], np.concatenate(answers))
 
 
 def test_a_writer_can_be_written_down_and_read_again(tokenizer: Tokenizer) -> None:
