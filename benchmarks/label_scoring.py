@@ -72,7 +72,7 @@ def model_of(args: argparse.Namespace) -> tuple[Functional, dict]:
     if args.experts:
         from recjax.nn.moe import MoeConfig
 
-        more["moe"] = MoeConfig(experts=args.experts)
+        more["moe"] = MoeConfig(num_experts=args.experts)
     heads = max(args.width // 64, 4)
     encoder = TransformerConfig(
         num_layers=args.layers,

@@ -25,19 +25,22 @@ from recjax import cli, trained
 from recjax.core.errors import BundleError
 from recjax.core.folder import hash_of, new_folder, write_manifest
 from recjax.core.module import Functional, Params
-from recjax.core.state import by_path, from_paths
+from recjax.core.state import from_paths
 from recjax.data.examples import Examples
 from recjax.data.spelling import Prompts
 from recjax.data.text import Tokenizer
 from recjax.data.vocab import FIRST_ITEM, ItemVocab
+from recjax.export_score import export_score_run
+from recjax.freeze import PLATFORMS, host_weights, lower, shapes
+from recjax.label_evaluation import LabelEvaluation
 from recjax.models.folded import fold
 from recjax.recommend import TIMES, Recommend, make_recommend
 from recjax.retrieve import Catalogue, Rows
 from recjax.serve import bundle as layout
 from recjax.serve.facets import Values
 from recjax.serve.features import pad
+from recjax.serve.stored import WEIGHTS_FILE, shapes_of
 
-PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-5
 # Columns of the items table by which answers can be filtered.
 _NOT_FACETS = ("row", "item_id", "title", "train_count")
@@ -89,7 +92,7 @@ def export_bundle(
         raise ValueError("a text vocabulary, and a model whose tokens are not of it")
     max_k = min(max_k, (catalogue or Rows(vocab.num_items)).most)
     model, params = fold(model, params)
-    weights = _host(params)
+    weights = host_weights(params)
     params = from_paths(params, weights)
     recommend = make_recommend(model, num_items=vocab.num_items, k=max_k, catalogue=catalogue)
     prompt_length = history_length if prompts is None else prompts.slots(history_length)
@@ -99,9 +102,9 @@ def export_bundle(
         files = {layout.FUNCTION: layout.FUNCTION_FILE, layout.FILTERED: layout.FILTERED_FILE}
         for function, file in files.items():
             (folder / file).write_bytes(functions[function].serialize())
-        save_file(weights, folder / layout.WEIGHTS_FILE)
+        save_file(weights, folder / WEIGHTS_FILE)
         # safetensors lets nobody else read what it wrote.
-        shutil.copymode(folder / layout.FUNCTION_FILE, folder / layout.WEIGHTS_FILE)
+        shutil.copymode(folder / layout.FUNCTION_FILE, folder / WEIGHTS_FILE)
         vocab.save(folder / layout.VOCABULARY_FILE)
         _write_json(folder / layout.TITLES_FILE, list(titles))
         if facets:
@@ -126,7 +129,7 @@ def export_bundle(
                 "schema": schema,
                 "schema_hash": hash_of(schema),
                 "functions": files,
-                "weights": layout.shapes_of(weights),
+                "weights": shapes_of(weights),
                 "jax_version": jax.__version__,
                 "calling_convention": functions[layout.FUNCTION].calling_convention_version,
                 "platforms": list(functions[layout.FILTERED].platforms),
@@ -161,8 +164,14 @@ def _write_prompts(
 def export_run(
     run: trained.Trained, out: str | os.PathLike[str], *, name: str = "", max_k: int = 100, sample_users: int = 0
 ) -> Path:
-    """`export_bundle` of a finished run as its recipe says, with `sample_users` histories of its test split to show."""
+    """`export_bundle` of a finished run as its recipe says, with `sample_users` histories of its test split to show.
+
+    A model that is judged by label words has a score bundle instead (`recjax.export_score`).
+    """
     assembly, recipe = run.assembly, run.assembly.recipe
+    if isinstance(recipe.evaluation, LabelEvaluation):
+        told: dict[str, Any] = {"name": name or recipe.name, "recipe": recipe.name, "step": run.step}
+        return export_score_run(assembly, run.params, out, checkpoint=str(run.checkpoint), **told)
     prompts, titled = assembly.prompts, assembly.examples[0]
     logs = [e for e in assembly.examples if e.text_vocab is None]
     searched = [e for e in assembly.examples if e.text_vocab is not None] if prompts else []
@@ -243,17 +252,6 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
-def _host(params: Params) -> dict[str, np.ndarray]:
-    """The arrays by path, such as "transformer/blocks/ffn/up"; raises `BundleError` for one that is not finite."""
-    weights = {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in by_path(params).items()}
-    for name, array in weights.items():
-        if not np.isfinite(array.astype(np.float32)).all():
-            raise BundleError(
-                "a parameter holds values that are not finite", where=name, mend="export an earlier checkpoint"
-            )
-    return weights
-
-
 def _lower_both(
     recommend: Recommend,
     params: Params,
@@ -273,7 +271,6 @@ def _lower_both(
             for name in TIMES[times]
         ),
     ]
-    shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in weights.items()}
 
     def plain(weights: dict[str, jax.Array], *inputs: jax.Array) -> Any:
         return tuple(recommend(from_paths(params, weights), *inputs))
@@ -281,32 +278,10 @@ def _lower_both(
     def filtered(weights: dict[str, jax.Array], *inputs: jax.Array) -> Any:
         return tuple(recommend(from_paths(params, weights), *inputs[:-1], allowed=inputs[-1]))
 
-    function, refused = _lower(plain, (shapes, *inputs), platforms)
+    function, refused = lower(plain, (shapes(weights), *inputs), platforms)
     allowed = jax.ShapeDtypeStruct((batch, rows), np.bool_)
-    other, also = _lower(filtered, (shapes, *inputs, allowed), function.platforms)
+    other, also = lower(filtered, (shapes(weights), *inputs, allowed), function.platforms)
     return {layout.FUNCTION: function, layout.FILTERED: other}, {**refused, **also}
-
-
-def _lower(
-    function: Any, arguments: tuple[Any, ...], platforms: tuple[str, ...]
-) -> tuple[jax.export.Exported, dict[str, str]]:
-    """The exported function and, for each platform it could not be lowered for, why."""
-
-    def attempt(targets: Sequence[str]) -> jax.export.Exported:
-        return jax.export.export(jax.jit(function), platforms=tuple(targets))(*arguments)
-
-    here = jax.export.default_export_platform()
-    wanted = list(dict.fromkeys((here, *platforms)))
-    try:
-        return attempt(wanted), {}
-    except Exception:  # a platform may refuse a kernel in any way; find out which one does
-        found, refused = attempt([here]), {}
-    for platform in wanted[1:]:
-        try:
-            found = attempt([*found.platforms, platform])
-        except Exception as error:
-            refused[platform] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    return found, refused
 
 
 def _compare(folder: Path, recommend: Recommend, params: Params) -> None:

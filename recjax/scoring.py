@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from recjax.core.errors import ConfigError, TrainingError
 from recjax.core.module import FACTS, Functional, Params
@@ -55,9 +56,14 @@ def label_logits(
     else:
         out = model.apply(params, batch, train=False, key=None)
         table, queries = out["table"], queries_of(out, batch)
+    return logits_of(queries, table, label_rows, temperature)
+
+
+def logits_of(queries: ArrayLike, table: jax.Array, label_rows: Sequence[int], temperature: float) -> jax.Array:
+    """float32 [q, c]: the scores of `queries` [q, d] with some rows of the table, divided by `temperature`."""
     words, _ = take_rows(table, jnp.asarray(label_rows, jnp.int32), by_batch=False)
-    logits = jnp.einsum("qd,cd->qc", queries.astype(jnp.float32), words.astype(jnp.float32), precision="highest")
-    return logits / temperature
+    queries = jnp.asarray(queries, jnp.float32)
+    return jnp.einsum("qd,cd->qc", queries, words.astype(jnp.float32), precision="highest") / temperature
 
 
 class Scorer:
@@ -78,7 +84,8 @@ class Scorer:
             raise ConfigError(f"there is no layout {layout!r}", expected=" or ".join(map(repr, LAYOUTS)))
         self.layout, self.slots, self.mesh = layout, slots, mesh
         self.label_rows = tuple(int(row) for row in label_rows)
-        bound: Any = model.bind(jax.eval_shape(model.init, jax.random.key(0)))
+        base = model.base
+        bound: Any = base.bind(jax.eval_shape(base.init, jax.random.key(0)))
         self._longest: int | None = getattr(bound, "max_length", None)
         self._step = jax.jit(
             functools.partial(label_logits, model, label_rows=self.label_rows, temperature=temperature)

@@ -16,11 +16,20 @@ from recjax.data.ranking_records import RankingRecords
 from recjax.data.record import Column
 from recjax.models.sequence import Sequence
 from recjax.nn.config import TransformerConfig
+from recjax.nn.moe import MoeConfig
+from recjax.nn.rotary import RopeScaling
 from recjax.scoring import Scorer, label_logits
 
+YARN = RopeScaling(kind="yarn", factor=4.0, trained_length=8)
 V, LABELS = 128, (40, 7, 99)
 LLAMA = {"position": "rotary", "num_kv_heads": 2, "norm": "rms", "bias": False, "ffn": "swiglu", "tied_head": False}
-CONFIGS = {"learned": {}, "llama": LLAMA, "library": {**LLAMA, "kernel": "library", "tied_head": True}}
+CONFIGS = {
+    "learned": {},
+    "llama": LLAMA,
+    "library": {**LLAMA, "kernel": "library", "tied_head": True},
+    "mixtral": {**LLAMA, "moe": MoeConfig(num_experts=4, top_k=2)},
+    "qwen, yarn": {**LLAMA, "qk_norm": True, "qkv_bias": True, "rope_scaling": YARN},
+}
 
 
 def make_model(name: str, max_length: int = 32) -> Functional:
@@ -75,7 +84,9 @@ def one_by_one(model: Functional, params: dict, prompts, candidates) -> np.ndarr
     return np.stack(found)
 
 
-@pytest.mark.parametrize("name", ["llama", *(pytest.param(n, marks=pytest.mark.heavy) for n in ("learned", "library"))])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(n, marks=pytest.mark.heavy) for n in CONFIGS if n != "llama")]
+)
 def test_three_layouts_equal_candidates_alone(name: str) -> None:
     model, params = model_of(name)
     prompts, candidates = draw()

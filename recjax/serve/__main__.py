@@ -81,15 +81,19 @@ def _serve(opened: socket.socket, options: argparse.Namespace) -> int:
 
     from recjax.serve.app import create_app
     from recjax.serve.bundle import Bundle
+    from recjax.serve.score_bundle import ScoreBundle, is_score
 
     # uvicorn raises the signal again when it has finished; for a server that is told to stop this is no failure.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        bundles = [Bundle(path) for path in options.bundle]
+        scorers = [ScoreBundle(path) for path in options.bundle if is_score(path)]
+        bundles = [Bundle(path) for path in options.bundle if not is_score(path)]
         _keep_compiled()
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
         wait = options.max_wait_ms / 1e3
-        app = create_app(bundles, max_batch=options.max_batch, max_wait=wait, max_queue=options.max_queue)
+        app = create_app(
+            bundles, scorers=scorers, max_batch=options.max_batch, max_wait=wait, max_queue=options.max_queue
+        )
         host, port = opened.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -97,7 +101,7 @@ def _serve(opened: socket.socket, options: argparse.Namespace) -> int:
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 if self.started:
-                    print(f"serving {', '.join(b.name for b in bundles)} on {address}", flush=True)
+                    print(f"serving {', '.join(b.name for b in (*bundles, *scorers))} on {address}", flush=True)
 
         server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10))
         with contextlib.suppress(KeyboardInterrupt):

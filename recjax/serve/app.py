@@ -4,7 +4,9 @@
                         and for models that read times "history_time": [seconds since 1970], "time": now by default
     POST /v1/search     {"query": text, "k": 10, "model": name}
                         both take "filter": {facet: value or [values]}
-    GET  /v1/models     what is served: names, sizes, facets
+    POST /v1/score      {"candidates": [{field: text}], "history": [{"item": text, "action": text}], "profile": [text],
+                         "instruction": {field: text}, "task": name, "model": name}; score bundles alone
+    GET  /v1/models     what is served: names, sizes, facets; tasks of score bundles and their fields
     GET  /v1/users      sample users, where a bundle has some; ?model=name
     GET  /              a page to try them on
     GET  /healthz       200 once every shape is compiled
@@ -37,13 +39,17 @@ from recjax.core.errors import BundleError, RequestError
 from recjax.serve import request as requests
 from recjax.serve.batching import Answer, Batcher
 from recjax.serve.bundle import Bundle
+from recjax.serve.desk import Desk
 from recjax.serve.features import Encoded
 from recjax.serve.metrics import CONTENT_TYPE, Metrics
 from recjax.serve.page import HEADERS, PAGE
+from recjax.serve.score_bundle import ScoreBundle
+from recjax.serve.score_request import SCORE_SCHEMA, parse_score
 
-RECOMMEND, SEARCH, MODELS, USERS = ("/v1/recommend", "/v1/search", "/v1/models", "/v1/users")
+RECOMMEND, SEARCH, SCORE = ("/v1/recommend", "/v1/search", "/v1/score")
+MODELS, USERS = ("/v1/models", "/v1/users")
 HEALTH, METRICS, HOME = ("/healthz", "/metrics", "/")
-PATHS = (RECOMMEND, SEARCH, MODELS, USERS, HEALTH, METRICS, HOME)
+PATHS = (RECOMMEND, SEARCH, SCORE, MODELS, USERS, HEALTH, METRICS, HOME)
 MAX_BODY = 1 << 20
 
 Asked = requests.Question | requests.SearchQuestion
@@ -54,6 +60,7 @@ _log = logging.getLogger("recjax.serve")
 def create_app(
     bundles: Sequence[Bundle],
     *,
+    scorers: Sequence[ScoreBundle] = (),
     max_batch: int = 32,
     max_wait: float = 0.002,
     max_queue: int = 1024,
@@ -61,14 +68,16 @@ def create_app(
 ) -> FastAPI:
     """The app that serves `bundles`; requests that name no model go to the first that was trained to answer them.
 
+    `scorers` are bundles that score candidates.
+
     `max_wait` (seconds) and `max_batch` bound how requests are put together, `max_queue` how many may wait before
     503, `max_body` (bytes) what is read before 413. Raises `BundleError` for no bundles or two of one name.
     """
-    named = {bundle.name: bundle for bundle in bundles}
-    if not bundles or len(named) != len(bundles):
+    named, every = {bundle.name: bundle for bundle in bundles}, [*bundles, *scorers]
+    if not every or len({bundle.name for bundle in every}) != len(every):
         raise BundleError(
             "bundles need different names",
-            where=", ".join(f"{b.path}: {b.name}" for b in bundles) or "no bundle",
+            where=", ".join(f"{b.path}: {b.name}" for b in every) or "no bundle",
             mend="export with another --name",
         )
     metrics = Metrics()
@@ -83,6 +92,15 @@ def create_app(
         for name, bundle in named.items()
     }
 
+    desks = {
+        bundle.name: Desk(
+            bundle,
+            max_queue=max_queue,
+            on_batch=lambda size, seconds, name=bundle.name: metrics.batch(name, size, seconds),
+        )
+        for bundle in scorers
+    }
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         for name, bundle in named.items():
@@ -91,9 +109,15 @@ def create_app(
             _log.info("%s: %d shapes compiled in %.1f s", name, shapes, time.perf_counter() - start)
             metrics.model(name, bundle.manifest["step"], bundle.manifest["manifest_hash"])
             await batchers[name].start()
+        for name, desk in desks.items():
+            shapes = await run_in_threadpool(desk.bundle.warm_up)
+            _log.info("%s: %d shapes compiled", name, shapes)
+            metrics.model(name, desk.bundle.manifest["step"], desk.bundle.manifest["manifest_hash"])
         yield
         for batcher in batchers.values():
             await batcher.stop()
+        for desk in desks.values():
+            desk.stop()
 
     app = FastAPI(title="recjax", version=recjax.__version__, lifespan=lifespan)
     _add_errors(app)
@@ -140,10 +164,24 @@ def create_app(
         bundle = _choose(named, question.model, lambda bundle: bundle.searches)
         return JSONResponse(await answer_of(bundle, question, bundle.encode_query(question.query)))
 
+    @app.post(SCORE, openapi_extra=_body(SCORE_SCHEMA))
+    async def score(request: Request) -> JSONResponse:
+        """How likely each answer is for each of some candidates."""
+        question = parse_score(await _read(request, max_body))
+        if not desks or (question.model and question.model not in desks):
+            raise RequestError(
+                "there is no such model" if desks else "no model here scores candidates",
+                status=404,
+                where="model",
+                expected="one of: " + (", ".join(desks) or "none"),
+            )
+        desk = desks[question.model] if question.model else next(iter(desks.values()))
+        return JSONResponse(await desk.score(question))
+
     @app.get(MODELS)
     async def models() -> JSONResponse:
         """What is served."""
-        return JSONResponse({"models": [_facts(bundle) for bundle in bundles]})
+        return JSONResponse({"models": [*map(_facts, bundles), *(desk.facts() for desk in desks.values())]})
 
     @app.get(USERS)
     async def users(model: str = "") -> JSONResponse:
@@ -174,6 +212,8 @@ def _body(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _choose(named: dict[str, Bundle], name: str, can: Callable[[Bundle], bool]) -> Bundle:
     """The bundle of that name; without a name the first that `can` answer, or else the first."""
+    if not named:
+        raise RequestError("no model here recommends", status=404, mend=f"ask {SCORE}")
     if name and name not in named:
         raise RequestError("there is no such model", status=404, where="model", expected="one of: " + ", ".join(named))
     return named[name] if name else next(filter(can, named.values()), next(iter(named.values())))

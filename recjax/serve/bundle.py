@@ -26,10 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.export
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from recjax.core.errors import BundleError, DataError, ExamplesError, RequestError
 from recjax.core.folder import Manifest, check_files, hash_of, read_manifest
@@ -37,20 +34,18 @@ from recjax.data.text import load_text
 from recjax.data.vocab import ItemVocab
 from recjax.serve import features
 from recjax.serve.facets import Facets, Filter
+from recjax.serve.stored import REMAKE, load_function, load_weights
 
 FORMAT = 1
 FUNCTION, FILTERED = "recommend", "filtered"
 FUNCTION_FILE = "recommend.jaxexport"
 FILTERED_FILE = "filtered.jaxexport"
-WEIGHTS_FILE = "weights.safetensors"
 VOCABULARY_FILE = "vocabulary.json"
 TITLES_FILE = "titles.json"
 SPELLING_FILE = "spelling.npy"
 TEXT_FILE = "text.model"
 FACETS_FILE = "facets.json"
 USERS_FILE = "users.json"
-
-REMAKE = "export the checkpoint again with this version of recjax"
 
 
 class Bundle:
@@ -60,6 +55,13 @@ class Bundle:
         """Load and check the bundle at `path`; raises `BundleError`. `verify=False` leaves out the checksums."""
         self.path = Path(path)
         self.manifest: Manifest = read_manifest(self.path, format_version=FORMAT, what="bundle", error=BundleError)
+        if "kind" in self.manifest:
+            raise BundleError(
+                f"this is a bundle of the kind {self.manifest['kind']!r}",
+                where=str(self.path),
+                expected="one that recommends or searches",
+                mend="serve it with recjax serve, which knows both",
+            )
         check_files(self.path, self.manifest, verify=verify, error=BundleError)
         self._check_features()
         self.name: str = self.manifest["name"]
@@ -75,8 +77,9 @@ class Bundle:
         self.texts = self._load_texts()
         self.facets = self._load_facets()
         self.users: list[dict[str, Any]] = self._read_json(USERS_FILE) if self._has(USERS_FILE) else []
-        functions = {name: self._load_function(file) for name, file in self.manifest["functions"].items()}
-        self._weights = jax.device_put(self._load_weights())
+        made_by, files = self.manifest["jax_version"], self.manifest["functions"]
+        functions = {name: load_function(self.path, file, made_by=made_by) for name, file in files.items()}
+        self._weights = jax.device_put(load_weights(self.path, self.manifest["weights"]))
         self._calls = {name: jax.jit(function.call) for name, function in functions.items()}
 
     @property
@@ -237,45 +240,6 @@ class Bundle:
             return Facets({})
         found = self._read_json(FACETS_FILE)
         return Facets({name: self._by_row(f"values of {name}", values) for name, values in found.items()})
-
-    def _load_function(self, name: str) -> jax.export.Exported:
-        file = self.path / name
-        try:
-            function = jax.export.deserialize(bytearray(file.read_bytes()))
-            function.mlir_module()  # a newer jax writes operations that an older one knows nothing of
-        except Exception as error:  # jax raises many kinds for bytes of another version
-            made, here = self.manifest["jax_version"], jax.__version__
-            raise BundleError(
-                f"jax {here} cannot read a function made by jax {made}: {error}",
-                where=str(file),
-                mend=f"serve with jax {made} or up to six months newer, or export again with jax {here}",
-            ) from error
-        platform = jax.export.default_export_platform()
-        if platform not in function.platforms:
-            raise BundleError(
-                f"the bundle does not run on {platform}",
-                where=str(self.path),
-                expected=f"one of: {', '.join(function.platforms)}",
-                mend="set JAX_PLATFORMS to one of these, or export again",
-            )
-        return function
-
-    def _load_weights(self) -> dict[str, np.ndarray]:
-        file = self.path / WEIGHTS_FILE
-        try:
-            weights = load_file(file)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise BundleError(f"cannot read the weights: {error}", where=str(file), mend=REMAKE) from error
-        found, wanted = shapes_of(weights), self.manifest["weights"]
-        odd = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        if odd:
-            raise BundleError(f"weights do not fit the function: {', '.join(odd[:5])}", where=str(file), mend=REMAKE)
-        return weights
-
-
-def shapes_of(weights: dict[str, Any]) -> dict[str, str]:
-    """Name -> dtype and shape, as the manifest records them."""
-    return {name: f"{array.dtype} {list(array.shape)}" for name, array in weights.items()}
 
 
 def spelling_hash(spelling: np.ndarray) -> str:

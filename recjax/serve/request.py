@@ -86,20 +86,20 @@ class SearchQuestion:
 
 def parse(body: bytes) -> Question:
     """The question in `body`; raises `RequestError` with status 400 (not JSON) or 422 (not the right form)."""
-    value = _object(body, SCHEMA, "a list of item ids, oldest first")
+    value = object_of(body, SCHEMA, "a list of item ids, oldest first")
     _check_history(value)
     _check_times(value, len(value["user_history"]))
     if not isinstance(value.get("exclude_seen", True), bool):
-        raise _wrong("exclude_seen", value["exclude_seen"], "true or false")
+        raise wrong("exclude_seen", value["exclude_seen"], "true or false")
     return Question(**_check_shared(value))
 
 
 def parse_search(body: bytes) -> SearchQuestion:
     """The query in `body`, as `parse`."""
-    value = _object(body, SEARCH_SCHEMA, "text")
+    value = object_of(body, SEARCH_SCHEMA, "text")
     query = value["query"]
     if not isinstance(query, str):
-        raise _wrong("query", query, "text")
+        raise wrong("query", query, "text")
     if len(query) > MAX_QUERY:
         raise RequestError(
             f"the query has {len(query)} characters", where="query", expected=f"at most {MAX_QUERY} characters"
@@ -107,22 +107,22 @@ def parse_search(body: bytes) -> SearchQuestion:
     try:
         query.encode()
     except UnicodeEncodeError:
-        raise _wrong("query", query, "text that has a form in UTF-8") from None
+        raise wrong("query", query, "text that has a form in UTF-8") from None
     return SearchQuestion(**_check_shared(value))
 
 
-def _object(body: bytes, schema: Mapping[str, Any], expected: str) -> dict[str, Any]:
+def object_of(body: bytes, schema: Mapping[str, Any], expected: str) -> dict[str, Any]:
     """The fields in `body`, each of them known; `expected` is what the one that must be there holds."""
     try:
         value = json.loads(body, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON: {str(error) or type(error).__name__}", status=400) from error
     if not isinstance(value, dict):
-        raise _wrong("the body", value, "a JSON object")
+        raise wrong("the body", value, "a JSON object")
     unknown = sorted(value.keys() - schema["properties"].keys())
     if unknown:
         fields = ", ".join(schema["properties"])
-        raise RequestError(f"unknown field {_short(unknown[0])}", where="body", expected=f"only {fields}")
+        raise RequestError(f"unknown field {short(unknown[0])}", where="body", expected=f"only {fields}")
     for name in schema["required"]:
         if name not in value:
             raise RequestError(f"{name} is missing", where="body", expected=expected)
@@ -132,7 +132,7 @@ def _object(body: bytes, schema: Mapping[str, Any], expected: str) -> dict[str, 
 def _check_history(value: Mapping[str, Any]) -> None:
     history = value["user_history"]
     if not isinstance(history, list):
-        raise _wrong("user_history", history, "a list of item ids, oldest first")
+        raise wrong("user_history", history, "a list of item ids, oldest first")
     if len(history) > MAX_HISTORY:
         raise RequestError(
             f"user_history has {len(history)} items",
@@ -142,23 +142,23 @@ def _check_history(value: Mapping[str, Any]) -> None:
         )
     for i, item in enumerate(history):
         if isinstance(item, bool) or not isinstance(item, int | str):
-            raise _wrong(f"user_history[{i}]", item, "an item id: text or a whole number")
+            raise wrong(f"user_history[{i}]", item, "an item id: text or a whole number")
 
 
 def _check_shared(value: dict[str, Any]) -> dict[str, Any]:
     """The fields that all questions have, checked, and with lists for the values of a filter."""
     k = value.get("k", DEFAULT_K)
     if isinstance(k, bool) or not isinstance(k, int):
-        raise _wrong("k", k, "a whole number")
+        raise wrong("k", k, "a whole number")
     if not isinstance(value.get("model", ""), str):
-        raise _wrong("model", value["model"], "the name of a served bundle")
+        raise wrong("model", value["model"], "the name of a served bundle")
     wanted = value.get("filter", {})
     if not isinstance(wanted, dict):
-        raise _wrong("filter", wanted, "an object: facet and value")
+        raise wrong("filter", wanted, "an object: facet and value")
     lists = {name: [one] if isinstance(one, str) else one for name, one in wanted.items()}
     for name, values in lists.items():
         if not isinstance(values, list) or not values or not all(isinstance(v, str) for v in values):
-            raise _wrong(f"filter.{_short(name)}", wanted[name], "a value, or a list of at least one; values are text")
+            raise wrong(f"filter.{short(name)}", wanted[name], "a value, or a list of at least one; values are text")
     return {**value, "filter": lists}
 
 
@@ -173,17 +173,18 @@ def _check_times(value: Mapping[str, Any], events: int) -> None:
     named = [*((f"history_time[{i}]", time) for i, time in enumerate(times)), ("time", value.get("time", 0))]
     for name, time in named:
         if isinstance(time, bool) or not isinstance(time, int) or abs(time) >= 2**62:
-            raise _wrong(name, time, "seconds since 1970, a whole number")
+            raise wrong(name, time, "seconds since 1970, a whole number")
 
 
-def _wrong(what: str, value: Any, expected: str) -> RequestError:
+def wrong(what: str, value: Any, expected: str) -> RequestError:
+    """The error of a field that is of another kind than `expected`."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     kind = kinds.get(type(value), "null")
-    shown = "" if isinstance(value, dict | list) else f" ({_short(value)})"
+    shown = "" if isinstance(value, dict | list) else f" ({short(value)})"
     return RequestError(f"{what} is {kind}{shown}", where=what, expected=expected)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """JSON of a value, cut; ASCII only, so that it can always be sent back."""
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -21,6 +21,7 @@ from recjax.serve import bundle as layout
 from recjax.serve import features
 from recjax.serve.app import create_app
 from recjax.serve.bundle import Bundle
+from recjax.serve.stored import WEIGHTS_FILE
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def copy(exported, tmp_path):
     return shutil.copytree(exported.path, tmp_path / "copy")
 
 
-FILES = (layout.FUNCTION_FILE, layout.FILTERED_FILE, layout.WEIGHTS_FILE, layout.VOCABULARY_FILE, layout.TITLES_FILE)
+FILES = (layout.FUNCTION_FILE, layout.FILTERED_FILE, WEIGHTS_FILE, layout.VOCABULARY_FILE, layout.TITLES_FILE)
 MORE = (layout.SPELLING_FILE, layout.TEXT_FILE, layout.FACETS_FILE, layout.USERS_FILE)
 
 
@@ -160,7 +161,7 @@ def test_the_vocabulary_of_another_model_is_refused(exported, copy):
 def test_foreign_bytes_with_right_checksums_are_refused(copy):
     for name, message in (
         (layout.FUNCTION_FILE, "cannot read a function"),
-        (layout.WEIGHTS_FILE, "cannot read the weights"),
+        (WEIGHTS_FILE, "cannot read the weights"),
         (layout.TITLES_FILE, "titles"),
         (layout.VOCABULARY_FILE, "vocabulary"),
     ):

@@ -1,0 +1,226 @@
+"""The score bundle of a run: programs that read a prompt once and score its candidates, with the tasks in words.
+
+Prompts are padded to one of a few widths and candidates come so many at a time, so that a server compiles a handful of
+programs. Each task is calibrated on its validation split. The new bundle is loaded and compared with the model in this
+process before it takes its place. `recjax.serve.score_bundle` describes the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from recjax.core.errors import BundleError, UnservableError
+from recjax.core.folder import new_folder, write_manifest
+from recjax.core.module import Functional, Params
+from recjax.core.state import from_paths
+from recjax.data.examples import Examples
+from recjax.data.ranked import width_of
+from recjax.data.text import Tokenizer
+from recjax.data.vocab import FIRST_ITEM
+from recjax.freeze import PLATFORMS, host_weights, lower, shapes
+from recjax.label_evaluation import LabelEvaluator
+from recjax.metrics.calibration import Calibration, fit_calibration
+from recjax.nn.cached import Kept
+from recjax.prompts.chat import Chat, Memo, format_named
+from recjax.recipe import Assembly
+from recjax.scoring import logits_of
+from recjax.serve import score_bundle as layout
+from recjax.serve.score_bundle import ScoreBundle, ScoreTask
+from recjax.serve.stored import WEIGHTS_FILE, shapes_of
+from recjax.tasks.prompted_ranking import Ranked, Relevance
+
+CANDIDATES = 16  # of one call
+TOLERANCE = 1e-4
+_WIDTHS = 3
+_SPARE = 1.5  # how much longer a question may be than those of the validation split
+
+
+def export_scores(
+    model: Functional,
+    params: Params,
+    tasks: Sequence[ScoreTask],
+    *,
+    out: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    label_rows: Sequence[int],
+    suffix_width: int,
+    widths: Sequence[int],
+    candidates: int = CANDIDATES,
+    temperature: float = 1.0,
+    name: str = "model",
+    recipe: str = "",
+    step: int = 0,
+    checkpoint: str = "",
+    platforms: Sequence[str] = PLATFORMS,
+) -> Path:
+    """Write a score bundle at `out` and return its path.
+
+    A prompt is padded to the first of the rising `widths` that holds it, a candidate to `suffix_width` tokens;
+    `candidates` of them go through the model at a time. `label_rows` are the rows of all label words, of which each
+    task names its own by place. Logits are divided by `temperature`, as in training. Raises `BundleError` when `out`
+    exists, when the weights cannot be stored, or when the bundle does not answer as the model does.
+    """
+    if jax.process_count() > 1:
+        raise BundleError("export runs in one process", where=f"{jax.process_count()} processes")
+    weights = host_weights(params)
+    params = from_paths(params, weights)
+    prefill, branch = programs(model, params, label_rows, temperature)
+    kept_platforms, refused = tuple(platforms), {}
+    with new_folder(out, error=BundleError) as folder:
+        for width in widths:
+            kept = jax.eval_shape(prefill, weights, *_prompt(width))
+            suffixes = [_int32(1, candidates, suffix_width), _int32(1, candidates)]
+            for label, function, inputs in (
+                ("prefill", prefill, _prompt(width)),
+                ("branch", branch, (*kept, _int32(1), *suffixes)),
+            ):
+                found, odd = lower(function, (shapes(weights), *inputs), kept_platforms)
+                kept_platforms, refused = tuple(found.platforms), refused | odd
+                (folder / layout.function_file(label, width)).write_bytes(found.serialize())
+        save_file(weights, folder / WEIGHTS_FILE)
+        # safetensors lets nobody else read what it wrote.
+        shutil.copymode(folder / layout.function_file("prefill", widths[0]), folder / WEIGHTS_FILE)
+        (folder / layout.TEXT_FILE).write_bytes(tokenizer.model)
+        write_manifest(
+            folder,
+            {
+                "format": layout.FORMAT,
+                "kind": layout.KIND,
+                "name": name,
+                "recipe": recipe,
+                "step": step,
+                "checkpoint": checkpoint,
+                "tasks": [task.told() for task in tasks],
+                "label_rows": [int(row) for row in label_rows],
+                "widths": [int(width) for width in widths],
+                "candidates": candidates,
+                "suffix_width": suffix_width,
+                "temperature": temperature,
+                "text": {"size": tokenizer.size, "hash": tokenizer.hash},
+                "weights": shapes_of(weights),
+                "jax_version": jax.__version__,
+                "platforms": list(kept_platforms),
+                "platforms_refused": refused,
+            },
+        )
+        _compare(folder, model, params, label_rows, temperature)
+    return Path(out)
+
+
+def programs(model: Functional, params: Params, label_rows: Sequence[int], temperature: float) -> tuple[Any, Any]:
+    """Two functions of weights by path: prompts [b, p] and lengths [b] to keys and values, these to logits."""
+
+    def prefill(weights: Mapping[str, jax.Array], ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
+        slots = jax.numpy.arange(ids.shape[1], dtype=np.int32)[None]
+        real = slots < lengths[:, None]
+        batch = {"history_ids": ids, "positions": jax.numpy.where(real, slots, 0), "segment_ids": real.astype(np.int32)}
+        module: Any = model.bind(from_paths(params, weights))
+        _, memory = module.prefill({**batch, "query_at": lengths[:, None] - 1})
+        return tuple(memory.prompt.kept)
+
+    def branch(weights: Mapping[str, jax.Array], keys: Any, values: Any, lengths: Any, ids: Any, at: Any) -> jax.Array:
+        module: Any = model.bind(from_paths(params, weights))
+        memory = module.remember(Kept(keys, values), lengths)
+        queries = module.branch(memory, ids, at)
+        return logits_of(queries.reshape(-1, queries.shape[-1]), memory.table, label_rows, temperature)
+
+    return prefill, branch
+
+
+def export_score_run(
+    assembly: Assembly, params: Params, out: str | os.PathLike[str], *, widths: Sequence[int] = (), **told: Any
+) -> Path:
+    """`export_scores` of the ranking tasks of a recipe, each calibrated on its validation split.
+
+    Raises `UnservableError` where the recipe has none.
+    """
+    ranked = [at for at, task in enumerate(assembly.recipe.mixture.tasks) if isinstance(task, Ranked)]
+    if not ranked:
+        raise UnservableError("no task of the recipe asks about candidates", expected="a ranking task in words")
+    rows = sorted({row for at in ranked for row in assembly.examples[at].manifest["label_rows"]})
+    tasks, longest = [], 1
+    for at in ranked:
+        evaluator = assembly.evaluator("valid", at)
+        assert isinstance(evaluator, LabelEvaluator)
+        records = evaluator.records("valid")
+        longest = max(longest, int(records.suffix_lengths.max(initial=1)))
+        fitted = fit_calibration(evaluator.scores(params).logits, records.label)
+        tasks.append(task_of(assembly.recipe.mixture.tasks[at], assembly.examples[at], rows, fitted))
+    tokenizer = assembly.examples[ranked[0]].text_vocab
+    assert tokenizer is not None
+    most = max(task.budget.length for task in tasks)
+    return export_scores(
+        assembly.model,
+        params,
+        tasks,
+        out=out,
+        tokenizer=tokenizer,
+        label_rows=rows,
+        suffix_width=int(width_of(np.array([int(longest * _SPARE)]))[0]),
+        widths=widths or sorted({max(most >> n, 1) for n in range(_WIDTHS)}),
+        temperature=assembly.temperature,
+        **told,
+    )
+
+
+def task_of(task: Any, examples: Examples, rows: Sequence[int], fitted: Calibration) -> ScoreTask:
+    """A ranking task as a server needs it; `rows` are those of all label words."""
+    tokenizer = examples.text_vocab
+    assert tokenizer is not None
+    chat = Chat(format_named(task.wording.chat), Memo(tokenizer))
+    return ScoreTask(
+        name=task.name,
+        template=task.template,
+        chat=chat.format,
+        budget=task.budget,
+        instruction=tuple(task.about),
+        question=tuple(task.question),
+        tells_history=not isinstance(task, Relevance),
+        label_words=tuple(task.words),
+        label_columns=tuple(rows.index(row) for row in examples.manifest["label_rows"]),
+        answer_length=max(len(chat.answer(word)) for word in task.words),
+        temperature=fitted.temperature,
+        bias=fitted.bias,
+    )
+
+
+def _prompt(width: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    return _int32(1, width), _int32(1)
+
+
+def _int32(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, np.int32)
+
+
+def _compare(folder: Path, model: Functional, params: Params, label_rows: Sequence[int], temperature: float) -> None:
+    """Load the bundle and hold its logits against those of rows that are each read alone."""
+    loaded = ScoreBundle(folder, verify=False)
+    rng = np.random.default_rng(0)
+    top = FIRST_ITEM + loaded.tokenizer.size
+    apply = jax.jit(lambda params, batch: model.apply(params, batch, train=False, key=None))
+    for width in loaded.widths:
+        prefix = rng.integers(FIRST_ITEM, top, max(width - 1, 1)).astype(np.int32)
+        suffixes = [rng.integers(FIRST_ITEM, top, n).astype(np.int32) for n in (1, loaded.suffix_width)]
+        found = loaded.logits(prefix, suffixes)
+        length = len(prefix) + loaded.suffix_width
+        ids, at = np.zeros((2, length), np.int32), np.zeros((2, 1), np.int32)
+        for row, suffix in enumerate(suffixes):
+            whole = np.concatenate([prefix, suffix])
+            ids[row, : len(whole)], at[row] = whole, len(whole) - 1
+        slots = np.arange(length, dtype=np.int32)[None]
+        real = slots <= at
+        batch = {"history_ids": ids, "positions": np.where(real, slots, 0), "segment_ids": real.astype(np.int32)}
+        out = apply(params, batch)
+        hidden = np.take_along_axis(np.asarray(out["hidden"]), at[..., None], axis=1)[:, 0]
+        expected = np.asarray(logits_of(hidden, out["table"], label_rows, temperature))
+        apart = float(np.abs(found - expected).max())
+        if not apart <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+            raise BundleError(f"the bundle answers differently from the model, by {apart:.1e}", where=str(folder))

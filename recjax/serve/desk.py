@@ -1,0 +1,85 @@
+"""Scoring for a server: one thread calls the model, so many requests wait for it, and answers are put into words.
+
+A request is a batch by itself (a prompt and its candidates), so requests are not put together as those of
+`recjax.serve.batching` are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from recjax.core.errors import RequestError
+from recjax.serve.score_bundle import ScoreBundle
+from recjax.serve.score_request import ScoreQuestion
+
+
+class Desk:
+    """The queue in front of one score bundle."""
+
+    def __init__(
+        self,
+        bundle: ScoreBundle,
+        *,
+        max_queue: int = 1024,
+        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        """`on_batch(candidates, seconds)` is told of every call."""
+        self.bundle, self._max_queue, self._on_batch = bundle, max_queue, on_batch
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"recjax-{bundle.name}")
+        self._waiting = 0
+
+    async def score(self, asked: ScoreQuestion) -> dict[str, Any]:
+        """The answer to a question; raises `RequestError`, 503 when too many wait."""
+        if self._waiting >= self._max_queue:
+            raise RequestError("too many requests are waiting", status=503, mend="try again in a second")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self.answer, asked)
+        finally:
+            self._waiting -= 1
+
+    def answer(self, asked: ScoreQuestion) -> dict[str, Any]:
+        """Probabilities of the label words for each candidate, and with two of them the `score` to rank by."""
+        start = time.perf_counter()
+        bundle, task = self.bundle, self.bundle.task(asked.task)
+        prompt, prefix, suffixes = bundle.rows(asked)
+        probabilities = task.answers(bundle.logits(prefix, suffixes))
+        self._on_batch(len(suffixes), time.perf_counter() - start)
+        return {
+            "scores": [_described(task.label_words, p) for p in probabilities],
+            "task": task.name,
+            "events_read": prompt.events,
+            "tokens": len(prefix) + sum(map(len, suffixes)),
+            "model": bundle.name,
+            "step": bundle.manifest["step"],
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What is served."""
+        told = self.bundle.manifest
+        tasks = {
+            task.name: {
+                "label_words": list(task.label_words),
+                "instruction": list(task.instruction),
+                "candidate": list(task.question),
+                "history": task.tells_history,
+            }
+            for task in self.bundle.tasks.values()
+        }
+        named = {name: told[name] for name in ("name", "recipe", "step", "created")}
+        return {**named, "scores": True, "recommends": False, "searches": False, "tasks": tasks}
+
+    def stop(self) -> None:
+        """Finish what waits."""
+        self._thread.shutdown()
+
+
+def _described(words: tuple[str, ...], probabilities: np.ndarray) -> dict[str, Any]:
+    found: dict[str, Any] = {"probabilities": dict(zip(words, probabilities.tolist(), strict=True))}
+    return {"score": float(probabilities[1]), **found} if len(words) == 2 else found

@@ -1,0 +1,231 @@
+"""An exported bundle that scores candidates by label words: the folder that `recjax export` writes for such a model.
+
+    manifest.json             "kind": "score", the tasks with their templates, labels and calibrations, widths, hashes
+    prefill-<p>.jaxexport     prompts of at most p tokens -> their keys and values
+    branch-<p>.jaxexport      these, and candidates -> logits of the label words
+    weights.safetensors       what these functions take as their first argument, by name
+    text.model                the tokenizer
+
+A prompt is written here as it was for training (`recjax.prompts`), read once for all its candidates, and remembered
+for a while: candidates asked about later, for the same user, cost no more than their own tokens. Loading needs jax,
+numpy and safetensors, the library of the tokenizer, and none of the training code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from recjax.core.errors import BundleError, DataError, RequestError
+from recjax.core.folder import Manifest, check_files, read_manifest
+from recjax.data.text import Tokenizer, load_text
+from recjax.data.vocab import FIRST_ITEM
+from recjax.prompts.chat import Chat, ChatFormat, Memo
+from recjax.prompts.template import Template
+from recjax.prompts.writer import Budget, Event, Prompt, PromptWriter
+from recjax.serve.score_request import ScoreQuestion
+from recjax.serve.stored import REMAKE, load_function, load_weights
+
+FORMAT = 1
+KIND = "score"
+TEXT_FILE = "text.model"
+REMEMBERED = 32  # prompts
+
+
+def is_score(path: str | os.PathLike[str]) -> bool:
+    """Whether the bundle at `path` is of this kind; what cannot be read is not."""
+    try:
+        return read_manifest(Path(path), format_version=FORMAT, what="bundle", error=BundleError).get("kind") == KIND
+    except BundleError:
+        return False
+
+
+def function_file(name: str, width: int) -> str:
+    """Where the function for prompts of `width` tokens lies."""
+    return f"{name}-{width}.jaxexport"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreTask:
+    """One of the questions that a model was trained on: how it is put, and what its answers mean.
+
+    `label_columns` are where in the exported logits its label words stand; calibrated logits are
+    `logits / temperature + bias`. `instruction` and `question` are the fields of these sections.
+    """
+
+    name: str
+    template: Template
+    chat: ChatFormat
+    budget: Budget
+    instruction: tuple[str, ...]
+    question: tuple[str, ...]
+    tells_history: bool
+    label_words: tuple[str, ...]
+    label_columns: tuple[int, ...]
+    answer_length: int
+    temperature: float = 1.0
+    bias: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> ScoreTask:
+        """From what `told` wrote into a manifest."""
+        parts = {"template": Template, "chat": ChatFormat, "budget": Budget}
+        found = {name: _tuples(value) for name, value in told.items()}
+        return cls(**{name: parts[name](**value) if name in parts else value for name, value in found.items()})
+
+    def told(self) -> dict[str, Any]:
+        """For a manifest."""
+        return dataclasses.asdict(self)
+
+    def write(self, tokenizer: Tokenizer, asked: ScoreQuestion) -> Prompt:
+        """The prompt in tokens, as in training, in its first style.
+
+        Raises `RequestError` for fields that the task does not have or misses, and for a prompt over its budget.
+        """
+        _check_fields("instruction", asked.instruction, self.instruction)
+        for at, candidate in enumerate(asked.candidates):
+            _check_fields(f"candidates[{at}]", candidate, self.question)
+        if not self.tells_history and (asked.history is not None or asked.profile):
+            raise RequestError(f"{self.name} tells nothing of a user", where="history, profile", mend="leave them out")
+        # A writer of its own, because what it has spelt it keeps.
+        chat = Chat(self.chat, Memo(tokenizer))
+        writer = PromptWriter(
+            self.template, chat, self.budget, name=self.name, question=self.question, instruction=self.instruction
+        )
+        history = [Event(**event) for event in asked.history or ()] if self.tells_history else None
+        try:
+            return writer.write(
+                asked.candidates,
+                instruction=asked.instruction,
+                profile=asked.profile,
+                history=history,
+                answer_length=self.answer_length,
+            )
+        except DataError as error:
+            raise RequestError(error.what, where=error.where, expected=error.expected, mend="shorten it") from error
+
+    def answers(self, logits: np.ndarray) -> np.ndarray:
+        """float64 [n, c]: calibrated probabilities of the label words, from the bundle's logits."""
+        mine = logits[:, list(self.label_columns)].astype(np.float64) / self.temperature
+        mine = mine + np.array(self.bias or (0.0,) * len(self.label_words))
+        exps = np.exp(mine - mine.max(axis=1, keepdims=True))
+        return exps / exps.sum(axis=1, keepdims=True)
+
+
+class ScoreBundle:
+    """A loaded bundle on the default device; to be called by one thread at a time."""
+
+    def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
+        """Load and check the bundle at `path`; raises `BundleError`. `verify=False` leaves out the checksums."""
+        self.path = Path(path)
+        self.manifest: Manifest = read_manifest(self.path, format_version=FORMAT, what="bundle", error=BundleError)
+        if self.manifest.get("kind") != KIND:
+            raise BundleError("this bundle does not score candidates", where=str(self.path), mend="load it as a Bundle")
+        check_files(self.path, self.manifest, verify=verify, error=BundleError)
+        told = self.manifest
+        self.name: str = told["name"]
+        self.widths: list[int] = told["widths"]
+        self.candidates, self.suffix_width = told["candidates"], told["suffix_width"]
+        self.tasks = {task["name"]: ScoreTask.of(task) for task in told["tasks"]}
+        self.tokenizer = self._load_text()
+        self._weights = jax.device_put(load_weights(self.path, told["weights"]))
+        self._calls = {
+            (name, width): jax.jit(
+                load_function(self.path, function_file(name, width), made_by=told["jax_version"]).call
+            )
+            for name in ("prefill", "branch")
+            for width in self.widths
+        }
+        self._remembered: OrderedDict[bytes, Any] = OrderedDict()
+
+    def task(self, name: str = "") -> ScoreTask:
+        """A task by its name, the first without one; raises `RequestError` for a name that is not there."""
+        if name and name not in self.tasks:
+            raise RequestError("there is no such task", where="task", expected="one of: " + ", ".join(self.tasks))
+        return self.tasks[name] if name else next(iter(self.tasks.values()))
+
+    def rows(self, asked: ScoreQuestion) -> tuple[Prompt, np.ndarray, list[np.ndarray]]:
+        """The prompt of a question, and its rows and those of its candidates; raises `RequestError` as `write`."""
+        prompt = self.task(asked.task).write(self.tokenizer, asked)
+        prefix, *suffixes = (x.tokens.astype(np.int32) + FIRST_ITEM for x in (prompt.prefix, *prompt.questions))
+        longest = max(range(len(suffixes)), key=lambda at: len(suffixes[at]))
+        if len(suffixes[longest]) > self.suffix_width:
+            raise RequestError(
+                f"its question has {len(suffixes[longest])} tokens",
+                where=f"candidates[{longest}]",
+                expected=f"at most {self.suffix_width}",
+                mend="say less of the candidate",
+            )
+        return prompt, prefix, suffixes
+
+    def logits(self, prefix: np.ndarray, suffixes: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 [n, c]: the logits of all label words after a prompt and each of its n candidates, in rows."""
+        width = next(w for w in self.widths if w >= len(prefix))
+        kept, length = self._kept(prefix, width), np.array([len(prefix)], np.int32)
+        found = []
+        for start in range(0, len(suffixes), self.candidates):
+            part = suffixes[start : start + self.candidates]
+            ids = np.zeros((1, self.candidates, self.suffix_width), np.int32)
+            at = np.zeros((1, self.candidates), np.int32)
+            for number, suffix in enumerate(part):
+                ids[0, number, : len(suffix)], at[0, number] = suffix, len(suffix) - 1
+            logits = self._calls["branch", width](self._weights, *kept, length, ids, at)
+            found.append(np.asarray(logits)[: len(part)])
+        return np.concatenate(found)
+
+    def warm_up(self) -> int:
+        """Compile every shape; returns how many."""
+        for width in self.widths:
+            self.logits(np.full(width, FIRST_ITEM, np.int32), [np.full(1, FIRST_ITEM, np.int32)])
+        self._remembered.clear()
+        return len(self._calls)
+
+    def _kept(self, prefix: np.ndarray, width: int) -> Any:
+        """The keys and values of a prompt, made or remembered."""
+        key = prefix.tobytes()
+        if key not in self._remembered:
+            ids = np.zeros((1, width), np.int32)
+            ids[0, : len(prefix)] = prefix
+            length = np.array([len(prefix)], np.int32)
+            self._remembered[key] = self._calls["prefill", width](self._weights, ids, length)
+            if len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
+        self._remembered.move_to_end(key)
+        return self._remembered[key]
+
+    def _load_text(self) -> Tokenizer:
+        told, file = self.manifest["text"], self.path / TEXT_FILE
+        try:
+            found = load_text(file, told["size"])
+            found.encode("")  # which reads the model
+        except (OSError, DataError) as error:
+            raise BundleError(f"cannot read the tokenizer: {error}", where=str(file), mend=REMAKE) from error
+        if found.hash != told["hash"]:
+            raise BundleError(
+                f"the tokenizer has hash {found.hash}",
+                where=str(file),
+                expected=f"{told['hash']}, that of the weights",
+                mend=REMAKE,
+            )
+        return found
+
+
+def _tuples(value: Any) -> Any:
+    """What JSON made lists of, as it was."""
+    if isinstance(value, Mapping):
+        return {name: _tuples(one) for name, one in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _check_fields(where: str, given: Mapping[str, str], wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in given]
+    if missing or len(given) > len(wanted):
+        what = f"{missing[0]} is missing" if missing else "there are fields that the task does not have"
+        raise RequestError(what, where=where, expected=", ".join(wanted) or "no field")
