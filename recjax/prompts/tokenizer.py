@@ -7,6 +7,7 @@ tokenizer as any other is to its catalogue.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,12 +32,14 @@ class TokenizerConfig:
 
     `path` is a SentencePiece model, a `tokenizer.json`, or a folder with either. Without it a SentencePiece model of at
     most `size` pieces is trained on the catalogue and the users of the data, with bytes for what it has no piece for,
-    with every special token of the built-in chat formats, and with one piece for each of `words`.
+    with every special token of the built-in chat formats, and with one piece for each of `words`. `ids` is how many
+    rows the embedding of an imported model has, where these are more than its tokens: the last ones spell nothing.
     """
 
     path: str = ""
     size: int = 4096
     words: tuple[str, ...] = WORDS
+    ids: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", tuple(self.words))
@@ -48,19 +51,29 @@ class TokenizerConfig:
     def make(self, texts: Iterable[str]) -> Tokenizer:
         """The tokenizer; `texts` is what it is trained on when none is given.
 
-        Raises `DataError` when the file cannot be read, or the text has nothing to learn from.
+        Raises `DataError` when the file cannot be read, or the text has nothing to learn from, and `ConfigError` when
+        it has more tokens than the embedding has rows.
         """
         if self.path:
             model, file = self._read()
-            return TokenizerJson.of(model, where=str(file)) if is_json(model) else TextVocab.of(model, where=str(file))
-        specials = [piece for piece in SPECIALS if piece not in _OWN]
-        return TextVocab.of(train_prompt_pieces(texts, size=self.size, specials=specials, words=self.words))
+            found = TokenizerJson.of(model, where=str(file)) if is_json(model) else TextVocab.of(model, where=str(file))
+        else:
+            specials = [piece for piece in SPECIALS if piece not in _OWN]
+            found = TextVocab.of(train_prompt_pieces(texts, size=self.size, specials=specials, words=self.words))
+        if 0 < self.ids < found.size:
+            raise ConfigError(
+                f"a tokenizer of {found.size:,} tokens for an embedding of {self.ids:,} rows",
+                where=self.path or "TokenizerConfig.size",
+                expected="the tokenizer that the model was trained with",
+                mend="give its files as TokenizerConfig.path, or correct TokenizerConfig.ids",
+            )
+        return dataclasses.replace(found, size=self.ids or found.size)
 
     def told(self) -> dict[str, Any]:
         """The settings as JSON: a tokenizer that is given by what it holds, wherever it lies."""
         if self.path:
-            return {"model": hashlib.sha256(self._read()[0]).hexdigest()}
-        return {"size": self.size, "words": list(self.words), "specials": list(SPECIALS)}
+            return {"model": hashlib.sha256(self._read()[0]).hexdigest(), "ids": self.ids}
+        return {"size": self.size, "words": list(self.words), "specials": list(SPECIALS), "ids": self.ids}
 
     def _read(self) -> tuple[bytes, Path]:
         path = Path(self.path).expanduser()

@@ -30,7 +30,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The most tokens of a prompt with its answer (`length`), and of its sections (0: what is left)."""
+    """The most tokens of a prompt with its answer (`length`), and of single sections of it (0: what is left)."""
 
     length: int = 1024
     instruction: int = 0

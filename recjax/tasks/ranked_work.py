@@ -11,6 +11,7 @@ import polars as pl
 from recjax.data.hashing import hashes
 from recjax.data.tables import Tables
 from recjax.data.vocab import FIRST_ITEM
+from recjax.prompts.chat import Chat
 from recjax.prompts.labels import label_tokens
 from recjax.prompts.library import TEMPLATES
 from recjax.prompts.tokenizer import rows_of
@@ -82,7 +83,7 @@ def _questions(task: Ranked, log: Log) -> Questions:
 class _Writer:
     """Turns questions into examples and records."""
 
-    def __init__(self, task: Ranked, log: Log, chat: Any, *, queries: list[str] | None = None) -> None:
+    def __init__(self, task: Ranked, log: Log, chat: Chat, *, queries: list[str] | None = None) -> None:
         self._task, self._log, self._queries = task, log, queries
         self._answers = [chat.answer(word) for word in task.words]
         self._prompts = PromptWriter(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recjax.core.errors import DataError
+from recjax.core.errors import ConfigError, DataError
 from recjax.data.text import TextVocab, Tokenizer, load_text
 from recjax.data.text_json import TokenizerJson
 from recjax.data.vocab import FIRST_ITEM
@@ -57,6 +57,18 @@ def test_a_tokenizer_is_read_from_a_file_a_folder_and_a_prepared_folder(tokenize
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / name).write_bytes(tokenizer.model)
     assert config.told() == TokenizerConfig(path=str(tmp_path / "copy")).told()
+
+
+def test_an_embedding_may_have_more_rows_than_tokens_and_not_fewer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").write_bytes(tokenizer.model)
+    path, size = str(tmp_path / "tokenizer"), tokenizer.size
+    wide = TokenizerConfig(path=path, ids=size + 40).make(())
+    assert wide.size == vocabulary_of(wide).num_items == size + 40 and wide.hash != tokenizer.hash
+    np.testing.assert_array_equal(wide.encode("The red film"), tokenizer.encode("The red film"))
+    assert wide.decode([*wide.encode("red").tolist(), size + 3]) == "red"
+    assert TokenizerConfig(path=path, ids=size).make(()).hash == tokenizer.hash
+    with pytest.raises(ConfigError, match=f"{size - 1:,} rows"):
+        TokenizerConfig(path=path, ids=size - 1).make(())
 
 
 def test_training_is_the_same_whatever_the_order_of_the_texts() -> None:
