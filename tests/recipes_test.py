@@ -21,6 +21,8 @@ from recjax.core.flags import Flags, all_recipe_files, config_root, recipe_files
 from recjax.core.module import Functional
 from recjax.core.writer import read_metrics
 from recjax.data.examples import Examples
+from recjax.data.fields import FIRST_ROW, FieldShape
+from recjax.data.rows_feed import RowsFeed
 from recjax.infer import infer_run
 from recjax.list import read_header
 from recjax.models.sequence import count_parameters
@@ -105,7 +107,9 @@ def test_every_binding_has_an_effect(stage: Path) -> None:
     """gin lets a class be bound that nothing ever builds."""
     recipe = build(stage)
     assert not config.unused()
-    model = Functional(lambda rngs: recipe.model(num_rows=128, rngs=rngs))
+    field = FieldShape(name="user_id", kind="categorical", rows=100, offset=FIRST_ROW)
+    told = {"fields": (field,)} if isinstance(recipe.feed, RowsFeed) else {}
+    model = Functional(lambda rngs: recipe.model(num_rows=128, rngs=rngs, **told))
     jax.eval_shape(model.init, jax.random.key(0))  # the model is built late, and its parts with it
     said = config.snapshot()
     used = bound(said.operative)

@@ -172,8 +172,8 @@ def take_unique_rows(table: Shaped[Array, "v *d"], rows: Int[Array, " n"]) -> Sh
 def put_rows(
     table: Shaped[Array, "v *d"], rows: Int[Array, " n"], values: Shaped[Array, "n *d"]
 ) -> Shaped[Array, "v *d"]:
-    """`table` with `values` (laid out as `take_unique_rows` gives them) at `rows`, which are in order and different
-    up to those past the end of the table: these are left out. In place where the table is donated."""
+    """`table` with `values` (laid out as `take_unique_rows` gives them) at `rows`, which are different but for those
+    past the end of the table: these are left out. In place where the table is donated."""
     mesh = active()
 
     def write(table: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:

@@ -42,16 +42,26 @@ class SparseRows:
     def touched(self, batch: Tree, num_rows: int) -> tuple[jax.Array, Tree]:
         """Every row of the catalogue in the batch, once and in order, and the batch with places in that instead.
 
-        The result has a fixed length; places that are left over hold `num_rows`.
+        The result has a fixed length; places that are left over, the first two aside, hold `num_rows`. They are
+        wherever a row is repeated: closing the gaps would cost more than everything else here, and is only done where
+        it makes the result shorter.
         """
         ids = {name: x for name, x in batch.items() if _holds_rows(name, x)}
-        every = jnp.concatenate([jnp.arange(_SPECIAL, dtype=jnp.int32), *(x.reshape(-1) for x in ids.values())])
+        every = _whole(jnp.concatenate([x.reshape(-1) for x in ids.values()]))
         parts = 1 if (mesh := active()) is None else mesh.size_of("items")
-        size = min(every.shape[0], num_rows)
+        size = min(_SPECIAL + every.shape[0], num_rows)
         size += -size % parts
-        rows = jnp.unique(_whole(every), size=size, fill_value=num_rows)
-        places = {name: jnp.searchsorted(rows, x).astype(x.dtype) for name, x in ids.items()}
-        return rows, {**batch, **places}
+        rows = jnp.sort(jnp.where(every < _SPECIAL, num_rows, every))
+        if size < _SPECIAL + every.shape[0]:
+            rows = once = jnp.unique(rows, size=size - _SPECIAL, fill_value=num_rows)
+        else:
+            rows = jnp.pad(rows, (0, size - _SPECIAL - every.shape[0]), constant_values=num_rows)
+            once = jnp.where(jnp.diff(rows, prepend=-1) == 0, num_rows, rows)
+        places = {
+            name: jnp.where(x < _SPECIAL, x, _SPECIAL + jnp.searchsorted(rows, x)).astype(x.dtype)
+            for name, x in ids.items()
+        }
+        return jnp.concatenate([jnp.arange(_SPECIAL, dtype=once.dtype), once]), {**batch, **places}
 
     def compact(self, tree: Any, rows: jax.Array, num_rows: int) -> Any:
         """`tree` (parameters, or an optimiser's state) with only `rows` of everything that has a row per item."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -21,7 +21,7 @@ from recjax.core.errors import ConfigError
 from recjax.core.flops import TokenFlops, per_token
 from recjax.core.module import SEEN, Functional, Module, Params, Rngs, param
 from recjax.core.state import by_path, from_paths
-from recjax.nn.dense import DomainAdapters, Pass, adapt
+from recjax.nn.dense import DomainAdapters, Pass, adapt, round_factors
 from recjax.nn.experts import Mmoe, Ple
 from recjax.nn.field_vectors import FieldConfig, FieldShape, FieldVectors
 from recjax.nn.interaction import Interaction, Linear
@@ -49,7 +49,8 @@ class Ranker(Module):
     """`logit/<name>` [b] for every head, of rows with these `fields`.
 
     `num_rows` is the length of the table that fields share, `table_scale` the standard deviation that it starts with.
-    Experts, if any, give every head that is served a vector of its own.
+    Experts, if any, give every head that is served a vector of its own. With `products` "bfloat16" dense layers before
+    the heads round the factors of their products (`nn.linear`); sums, parameters and everything else are float32.
     """
 
     max_length = None
@@ -65,6 +66,7 @@ class Ranker(Module):
         experts: Mmoe | Ple | None = None,
         adapters: DomainAdapters | None = None,
         table_scale: float = 1e-2,
+        products: Literal["float32", "bfloat16"] = "float32",
         auxiliary: bool = True,
         rngs: Rngs,
     ) -> None:
@@ -80,10 +82,11 @@ class Ranker(Module):
         self.trunk = self.experts.width if self.experts else width
         for head in served:
             setattr(self, f"head_{head.name}", self._make(head, self.trunk, rngs))
-        if adapters is not None:
-            for part in (self.fields, self.interaction, self.experts):
-                if part is not None:
-                    adapt(part, adapters, rngs)
+        for part in (self.fields, self.interaction, *((self.experts,) if experts else ())):
+            if adapters is not None:
+                adapt(part, adapters, rngs)
+            if products == "bfloat16":
+                round_factors(part)
         self.adapted = adapters is not None
         for head in self.auxiliary:  # the last to be drawn: whatever is beside them, the others are the same
             teacher = getattr(self, f"head_{head.beside}")

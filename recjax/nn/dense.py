@@ -70,9 +70,12 @@ class DomainAdapters:
 
 
 class Dense(Module):
-    """drop(x W + b) + (x A_d) B_d + c_d, d being the domain of a row; the last two terms once it is adapted."""
+    """drop(x W + b) + (x A_d) B_d + c_d, d being the domain of a row; the last two terms once it is adapted.
 
-    adapted = False
+    Factors of x W are rounded to bfloat16 where it is `rounded` (`nn.linear`).
+    """
+
+    adapted = rounded = False
 
     def __init__(
         self,
@@ -100,7 +103,8 @@ class Dense(Module):
 
     def __call__(self, x: Float[Array, "b *n i"], call: Pass, *, dropout: float = 0.0) -> Float[Array, "b *n o"]:
         """`dropout` is that of the backbone's term."""
-        y = call.dropout(linear(x, self.weight[...], None if self.bias is None else self.bias[...]), dropout)
+        bias = None if self.bias is None else self.bias[...]
+        y = call.dropout(linear(x, self.weight[...], bias, rounded=self.rounded), dropout)
         if not self.adapted or call.domain is None:
             return y
         inner, outer, shift = self.adapter_in[...], self.adapter_out[...], self.adapter_bias[...]
@@ -133,6 +137,13 @@ def adapt(module: Module, adapters: DomainAdapters, rngs: Rngs) -> None:
     for _, node in nnx.iter_graph(module):
         if isinstance(node, Dense):
             node.adapt(adapters, rngs)
+
+
+def round_factors(module: Module) -> None:
+    """Make every dense layer of a module a `rounded` one."""
+    for _, node in nnx.iter_graph(module):
+        if isinstance(node, Dense):
+            node.rounded = True
 
 
 def merged(params: Params, domain: int) -> Params:
