@@ -24,6 +24,7 @@ from recjax.core import saved
 from recjax.core.errors import CheckpointError
 from recjax.core.saved import Signature
 from recjax.models.sequence import Sequence
+from recjax.nn.config import TransformerConfig
 from recjax.recipe import Assembly
 
 # What a converted checkpoint keeps of where it came from.
@@ -105,13 +106,19 @@ def described(decoder: Decoder) -> str:
 
 def _of_recipe(assembly: Assembly) -> Decoder:
     model: Any = assembly.model.bind(assembly.abstract_params())
-    if type(model) is not Sequence or model.scale_embedding or model.normalize or model.position is not None:
+    encoder = model.config if type(model) is Sequence else None
+    if (
+        not isinstance(encoder, TransformerConfig)
+        or model.scale_embedding
+        or model.normalize
+        or model.position is not None
+    ):
         raise CheckpointError(
             f"a {type(model).__name__} has no place among Hugging Face's decoders",
             where=assembly.recipe.name,
             expected="a sequence.Sequence without scale_embedding, normalize and learned positions",
         )
-    return Decoder(words=assembly.vocab.num_items, encoder=model.config)
+    return Decoder(words=assembly.vocab.num_items, encoder=encoder)
 
 
 def _check(params: dict[str, Any], assembly: Assembly) -> None:

@@ -186,10 +186,8 @@ def _forward(
         scores = product("bgqk,bgsk->bgqs", _rows(q, start, stop), k[..., :end, :])
         if bias is not None:
             scores = scores + bias[:, start:stop, :end].reshape(1, groups, -1, end)
-        place, segments, parents = (
-            None if x is None else jnp.tile(x[:, start:stop], (1, repeats))
-            for x in (q_place, masks.queries, masks.parents)
-        )
+        place, segments = (jnp.tile(x[:, start:stop], (1, repeats)) for x in (q_place, masks.queries))
+        parents = None if masks.parents is None else jnp.tile(masks.parents[:, start:stop], (1, repeats))
         prefix = None if masks.prefix is None else masks.prefix[:, :end]
         keys = k_place[:, :end], masks.keys[:, :end]
         mask = allowed(place, keys[0], segments, keys[1], causal=plan.causal, prefix=prefix, parents=parents)

@@ -1,9 +1,9 @@
 """Products of sorted rows with the matrix of their group: what a mixture of experts spends its time in.
 
 Rows of one expert lie together, and each group meets a matrix of its own, so that no row is dropped or padded however
-unequal the groups are. The kernel is a choice of the config and never made silently: `jax.lax.ragged_dot` runs
-everywhere, tokamax has kernels for GPU and TPU. A third way, for few experts and for CPU (where XLA writes a ragged
-product out as a masked one), needs no groups and is in `recjax.nn.moe`.
+unequal the groups are. The kernel is a choice of the config and never made silently: `jax.lax.ragged_dot` is for TPU
+and GPU and runs everywhere, tokamax has kernels for both, and "blocks" is for CPU, where XLA writes a ragged product
+out as a masked one, as large as all groups together for each of them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from jaxtyping import Array, Float, Int
 
 from recjax.core.errors import ConfigError
 from recjax.core.sharding import platform
+from recjax.nn.linear import transposed
 
-GroupedKernel = Literal["ragged_dot", "tokamax"]
+GroupedKernel = Literal["ragged_dot", "blocks", "tokamax"]
+# Rows that meet a matrix at once in "blocks": a group's last block is computed whole, however little of it is left.
+BLOCK = 128
 
 
 def grouped_product(
@@ -43,11 +46,13 @@ def rows_of_groups(x: Float[Array, "n d"], sizes: Int[Array, " e"]) -> Float[Arr
 def _kernel(name: GroupedKernel) -> Callable[..., jax.Array]:
     if name == "ragged_dot":
         return jax.lax.ragged_dot
+    if name == "blocks":
+        return _by_blocks
     if platform() == "cpu":
         raise ConfigError(
             "tokamax has no grouped product for CPU",
             where='MoeConfig.kernel = "tokamax"',
-            mend='kernel = "ragged_dot", or "dense" for few experts',
+            mend='kernel = "blocks"',
         )
     return _tokamax().ragged_dot
 
@@ -62,6 +67,58 @@ def _tokamax() -> Any:
             where='MoeConfig.kernel = "tokamax"',
             mend='pip install tokamax, or kernel = "ragged_dot"',
         ) from None
+
+
+@jax.custom_vjp
+def _by_blocks(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+    """One block after another, in the order of the groups: what a block has of the next group is overwritten by it."""
+    padded = _padded(x)
+
+    def body(out: jax.Array, group: jax.Array, start: jax.Array) -> jax.Array:
+        y = _block(padded, start) @ jax.lax.dynamic_index_in_dim(weights, group, keepdims=False)
+        return jax.lax.dynamic_update_slice_in_dim(out, y, start, 0)
+
+    return _over_blocks(sizes, body, jnp.zeros((len(padded), weights.shape[-1]), x.dtype))[: len(x)]
+
+
+def _by_blocks_forward(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> tuple[jax.Array, Any]:
+    return _by_blocks(x, weights, sizes), (x, weights, sizes)
+
+
+def _by_blocks_backward(residuals: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    x, weights, sizes = residuals
+    padded_x, padded_g, ends = _padded(x), _padded(g), jnp.cumsum(sizes)
+
+    def body(total: jax.Array, group: jax.Array, start: jax.Array) -> jax.Array:
+        own = start + jnp.arange(BLOCK, dtype=sizes.dtype) < ends[group]
+        rows = jnp.where(own[:, None], _block(padded_g, start), jnp.zeros((), g.dtype))
+        part = jnp.matmul(transposed(_block(padded_x, start)), rows, preferred_element_type=jnp.float32)
+        return total.at[group].add(part)
+
+    d_weights = _over_blocks(sizes, body, jnp.zeros(weights.shape, jnp.float32))
+    return _by_blocks(g, weights.swapaxes(1, 2), sizes), d_weights.astype(weights.dtype), None
+
+
+_by_blocks.defvjp(_by_blocks_forward, _by_blocks_backward)
+
+
+def _over_blocks(sizes: jax.Array, body: Callable[..., jax.Array], carry: jax.Array) -> jax.Array:
+    """Fold `carry = body(carry, group, first row)` over the blocks of all groups."""
+    starts = jnp.cumsum(sizes) - sizes
+
+    def of_group(group: jax.Array, carry: jax.Array) -> jax.Array:
+        count = -(-sizes[group] // BLOCK)
+        return jax.lax.fori_loop(0, count, lambda i, c: body(c, group, starts[group] + i * BLOCK), carry)
+
+    return jax.lax.fori_loop(0, len(sizes), of_group, carry)
+
+
+def _padded(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, ((0, BLOCK), (0, 0)))
+
+
+def _block(x: jax.Array, start: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, start, BLOCK)
 
 
 @jax.custom_vjp

@@ -28,7 +28,7 @@ from recjax.core.sharding import Mesh, active
 from recjax.nn.ffn import ACTIVATIONS, FfnKind
 from recjax.nn.grouped import grouped_product, permute, rows_of_groups, spread
 
-_KERNELS = ("ragged_dot", "dense", "tokamax")
+_KERNELS = ("ragged_dot", "blocks", "tokamax", "dense")
 Act = Callable[[jax.Array], jax.Array]
 
 
@@ -36,14 +36,14 @@ Act = Callable[[jax.Array], jax.Array]
 class MoeConfig:
     """`top_k` of `num_experts` feed-forward parts for each token, each of the stack's `ffn` and `mlp_width`.
 
-    `kernel` is how the experts are computed: "ragged_dot" sorts tokens by expert, "tokamax" does so with that
-    library's kernels (GPU, TPU), "dense" runs every expert on every token, which costs num_experts / top_k times the
-    arithmetic and is the fastest there is on CPU for few experts.
+    `kernel` is how the experts are computed. Tokens are sorted by expert for "ragged_dot" (TPU, GPU), "blocks" (CPU)
+    and "tokamax", that library's kernels (GPU, TPU); "dense" runs every expert on every token, num_experts / top_k
+    times the arithmetic, and is what the others are tested against.
     """
 
     num_experts: int = 8
     top_k: int = 2
-    kernel: Literal["ragged_dot", "dense", "tokamax"] = "ragged_dot"
+    kernel: Literal["ragged_dot", "blocks", "tokamax", "dense"] = "ragged_dot"
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.num_experts:
@@ -127,7 +127,7 @@ def _mix(
 ) -> Float[Array, "b l d"]:
     """The experts at hand on all tokens; a choice that is none of them adds nothing."""
     flat, k = x.reshape(-1, x.shape[-1]), choice.shape[-1]
-    run = _dense if kernel == "dense" else functools.partial(_sorted, kernel=kernel)
+    run: Any = _dense if kernel == "dense" else functools.partial(_sorted, kernel=kernel)
     return run(flat, choice.reshape(-1, k), share.reshape(-1, k), weights, act=act).reshape(x.shape)
 
 

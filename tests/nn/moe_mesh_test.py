@@ -19,15 +19,16 @@ from recjax.nn.config import TransformerConfig
 from recjax.nn.moe import MoeConfig
 
 B, L, V, E, F = 8, 12, 128, 8, 40
-RAGGED, DENSE = MoeConfig(num_experts=E), MoeConfig(num_experts=E, kernel="dense")
+RAGGED, BLOCKS, DENSE = (MoeConfig(num_experts=E, kernel=kernel) for kernel in ("ragged_dot", "blocks", "dense"))
 FAST = [
-    (RAGGED, "data=8", "data"),
+    (BLOCKS, "data=8", "data"),
     (RAGGED, "data=2,expert=4", "fsdp"),
-    (RAGGED, "data=2,expert=2,model=2", "fsdp_model"),
+    (BLOCKS, "data=2,expert=2,model=2", "fsdp_model"),
     (None, "data=4,model=2", "fsdp_model"),
 ]
 SLOW = [
     (RAGGED, "data=2,expert=4", "data"),
+    (RAGGED, "data=2,expert=2,model=2", "fsdp_model"),
     (RAGGED, "data=8", "fsdp"),
     (RAGGED, "data=4,model=2", "fsdp_model"),
     (RAGGED, "replica=2,data=2,expert=2", "fsdp"),

@@ -1,4 +1,4 @@
-"""A mixture of experts against a loop over tokens, its two ways of computing, and that no token depends on another."""
+"""A mixture of experts against a loop over tokens, its ways of computing, and that no token depends on another."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from recjax.core.errors import ConfigError
 from recjax.core.module import Functional
 from recjax.models.sequence import Sequence
 from recjax.nn.config import TransformerConfig, fan_in_normal
+from recjax.nn.grouped import grouped_product
 from recjax.nn.moe import Moe, MoeConfig
 
 B, L, D, F, E = 3, 7, 8, 12, 4
@@ -43,7 +44,7 @@ def by_hand(params: dict, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray
     return out, chosen, scores
 
 
-@pytest.mark.parametrize("kernel", ["ragged_dot", "dense"])
+@pytest.mark.parametrize("kernel", ["ragged_dot", "blocks", "dense"])
 @pytest.mark.parametrize("k", [1, 2, E])
 def test_a_loop_over_tokens_gives_the_same(kernel: str, k: int) -> None:
     model, (x, real) = moe(top_k=k, kernel=kernel), inputs()
@@ -61,7 +62,7 @@ def test_a_loop_over_tokens_gives_the_same(kernel: str, k: int) -> None:
     np.testing.assert_allclose(routing.z, z, rtol=1e-5)
 
 
-def test_both_kernels_have_the_same_gradients() -> None:
+def test_all_kernels_have_the_same_gradients() -> None:
     x, real = inputs()
     params = moe().init(jax.random.key(1))
 
@@ -72,8 +73,28 @@ def test_both_kernels_have_the_same_gradients() -> None:
 
         return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
 
+    want = gradients("dense")
+    for kernel in ("ragged_dot", "blocks"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients(kernel), want)
+
+
+@pytest.mark.parametrize("sizes", [[300, 0, 5, 130], [0, 0, 0, 435], [435, 0, 0, 0], [128, 128, 0, 100], [0, 0, 0, 0]])
+def test_products_by_blocks(sizes: list[int]) -> None:
+    """Groups of none, of a part of a block, of several; and rows of nobody behind them."""
+    draw = np.random.default_rng(0)
+    x, weights = (jnp.asarray(draw.normal(size=s), jnp.float32) for s in ((440, D), (E, D, F)))
+    inside = (np.arange(440) < sum(sizes))[:, None]
+
+    def outcome(kernel: str):
+        def loss(x, weights):
+            out = grouped_product(x, weights, jnp.asarray(sizes, jnp.int32), kernel)
+            return jnp.where(inside, out**2, 0).sum()
+
+        value, (d_x, d_weights) = jax.jit(jax.value_and_grad(loss, (0, 1)))(x, weights)
+        return value, jnp.where(inside, d_x, 0), d_weights
+
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients("ragged_dot"), gradients("dense")
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), outcome("blocks"), outcome("ragged_dot")
     )
 
 
