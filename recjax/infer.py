@@ -5,6 +5,7 @@
     item_vectors      rows int32 [num_items], vectors float32 [num_items, d]
     teacher_rankings  a list for every event of the training split, for students (`recjax.data.teacher`)
     codes             a few codes for every item, from a model that quantises content (`recjax.data.codes`)
+    row_labels        the logit of every head of a ranker for every training row, for students (`data.label_store`)
 
 A score is the inner product of a user vector and an item vector, or the log-probability of an item that takes several
 tokens to name, which has no vector. A user is whoever the task asks about: a history, or a query. Every user of the
@@ -32,16 +33,18 @@ from recjax.core.sharding import Mesh
 from recjax.data.batch import PAD
 from recjax.data.codes import read_codes, write_codes
 from recjax.data.examples import Examples
+from recjax.data.label_store import write_labels
 from recjax.data.pipeline import eval_batches
 from recjax.data.sampled import HeldExamples
 from recjax.data.spelling import Prompts
 from recjax.data.vocab import FIRST_ITEM
 from recjax.quantise import codes_by
+from recjax.ranker_evaluation import RankerEvaluation, RankerEvaluator
 from recjax.rankings import write_rankings
 from recjax.recommend import TIMES, batch_of, make_recommend
 from recjax.retrieve import Catalogue, Rows, encode
 
-KINDS = ("recommendations", "user_vectors", "item_vectors", "teacher_rankings", "codes")
+KINDS = ("recommendations", "user_vectors", "item_vectors", "teacher_rankings", "codes", "row_labels")
 _MOST_LISTED = 20
 _ITEM_BLOCK = 65_536
 
@@ -82,6 +85,11 @@ def infer(
         raise ConfigError(f"{kind} cannot be extended", where=f"extend = {str(extend)!r}", expected="kind = 'codes'")
     if k < 1 or batch_size < 1:
         raise ConfigError(f"k is {k} and batch_size {batch_size}", expected="at least 1")
+    if kind == "row_labels":
+        config = RankerEvaluation(batch_size=batch_size)
+        teacher = RankerEvaluator(examples, split="train", config=config, model=model, mesh=mesh)
+        write_labels(out, examples, teacher.scores(params, correct=False), recipe=recipe, step=step)
+        return Path(out)
     vocab = examples.vocab
     k = min(k, (catalogue or Rows(vocab.num_items)).most)
     if catalogue is not None and kind in ("item_vectors", "teacher_rankings"):

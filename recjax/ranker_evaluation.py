@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 
 from recjax.core.errors import ConfigError, ExamplesError, TrainingError
+from recjax.core.folder import hash_of
 from recjax.core.module import Functional, Params
 from recjax.core.sharding import Mesh
 from recjax.data.examples import Examples
@@ -218,11 +218,9 @@ class RankerEvaluator:
         return found
 
     def _asked(self) -> str:
-        """A hash of whose rows there are, of which item and with which labels: models told other fields compare."""
-        digest = hashlib.sha256()
-        for column in ("user_index", "items", "labels"):
-            digest.update(np.ascontiguousarray(self.reader.column(column), "<f8").tobytes())
-        return digest.hexdigest()[:16]
+        """A hash of the rows and their labels: models that are told other fields of them compare."""
+        sample = (self.config.max_rows, self.config.seed) if self.config.max_rows else None
+        return hash_of([self.examples.manifest["rows_hash"][self.split], sample])
 
     def _reader(self, split: str) -> RowReader:
         return RowReader(self.examples, split)

@@ -15,9 +15,11 @@ from recjax.core.module import Functional, Module, Rngs, param
 from recjax.core.sharding import MeshConfig, make_mesh
 from recjax.data.examples import Examples
 from recjax.data.fields import Categorical, Numeric
+from recjax.data.label_store import LabelStore
 from recjax.data.rated_world import RatedWorld
 from recjax.data.rows_feed import RowReader
 from recjax.data.sources import DataDir
+from recjax.infer import infer
 from recjax.metrics.auc import auc, grouped_auc
 from recjax.ranker_evaluation import RankerEvaluation, RankerEvaluator
 from recjax.results import compare
@@ -165,6 +167,13 @@ def test_the_head_that_runs_are_compared_by_can_be_chosen(examples: Examples, pa
 def test_rows_of_any_split_can_be_scored(examples: Examples, params: Any) -> None:
     found = evaluator_of(examples).scores(params, split="train")["click"]
     np.testing.assert_allclose(found, plain_logits(examples, params, "train"), rtol=1e-6)
+
+
+def test_a_teacher_labels_every_training_row(examples: Examples, params: Any, tmp_path: Path) -> None:
+    out = infer(model_of(examples), params, examples, kind="row_labels", out=tmp_path / "said", history_length=1)
+    said = LabelStore(path=str(out)).read(examples)
+    np.testing.assert_allclose(said["click"], plain_logits(examples, params, "train"), rtol=1e-6)
+    np.testing.assert_allclose(said["like"], -said["click"])
 
 
 def test_a_sample_of_rows_is_fixed(examples: Examples, params: Any) -> None:

@@ -55,7 +55,7 @@ CODES, NUMBERS = "codes", "numbers"
 _QUANTILES = 101
 
 # What vectors a field may have, by name: float32 [n, width] and their n ids.
-VectorTables = Mapping[str, tuple[np.ndarray, Sequence[Any]]]
+VectorTables = Mapping[str, tuple[np.ndarray, np.ndarray | Sequence[Any]]]
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def _width(field: OneRow | ManyRows | Vectors) -> int:
 
 
 def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array, "<f4")).hexdigest()
+    return hashlib.sha256(array.astype("<f4").tobytes()).hexdigest()
 
 
 def _key(shape: FieldShape) -> str:

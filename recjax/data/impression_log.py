@@ -8,10 +8,9 @@ the columns. What other tables and vectors there are is read as for any data dir
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -38,7 +37,7 @@ class ImpressionLog:
 
     rows: pl.DataFrame
     sides: Mapping[str, pl.DataFrame] = field(default_factory=dict)
-    vectors: Mapping[str, tuple[np.ndarray, Sequence[Any]]] = field(default_factory=dict)
+    vectors: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     simulated: bool = False
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -1,7 +1,8 @@
 """What a teacher said of every row of a training split, kept so that many students can read it.
 
-A columnar artifact: one float32 array of all rows for each head, in the order of the rows, and the hash of the examples
-that they are rows of. A store made from other examples is refused, because its numbers would be those of other rows.
+A columnar artifact: one float32 array of all rows for each head (logits; NaN where the teacher said nothing), in the
+order of the rows, and a hash of the rows. Which fields a row is told of does not matter, so that a teacher may know
+more than its students; a store of other rows, or of the same in another order, is refused.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ class LabelStore:
         """name -> float32 [rows of the training split]. Raises `ArtifactError` for one of other examples."""
         path = Path(self.path, self.stage, "artifacts", KIND) if self.stage else Path(self.path)
         artifact = read_artifact(path, kind=KIND)
-        made_from = artifact.manifest["about"].get("examples")
-        if made_from != examples.hash:
+        made_of, wanted = artifact.manifest["about"].get("rows"), examples.manifest["rows_hash"]["train"]
+        if made_of != wanted:
             raise ArtifactError(
-                f"the labels were made from the examples {made_from}",
+                f"the labels are of the rows {made_of}",
                 where=str(path),
-                expected=f"{examples.hash}, those the student is trained on",
+                expected=f"{wanted}, the rows that the student is trained on",
                 mend="let the teacher label the student's rows",
             )
         known = [name for name in artifact if name.startswith(_PREFIX)]
@@ -69,7 +70,7 @@ def write_labels(
     count = examples.count("train")
     if wrong := [name for name, values in labels.items() if values.shape != (count,)]:
         raise ValueError(f"{', '.join(wrong)}: not {count} labels")
-    about = {"examples": examples.hash, "split": "train"}
+    about = {"examples": examples.hash, "rows": examples.manifest["rows_hash"]["train"], "split": "train"}
     with open_artifact(path, kind=KIND, about=about, vocabulary_hash=examples.vocab.hash, **facts) as writer:
         for name, values in labels.items():
             writer.append(_PREFIX + name, values.astype(np.float32))

@@ -67,8 +67,9 @@ class Impressions:
     drawn in proportion to (training rows) ** `negative_power` of an item, in every split alike. Of the negatives of
     the training split a share `keep_negatives` is kept; evaluation corrects predictions for that.
 
-    `domain` names the column of the domain of a row, `weight` that of its weight in the loss, `user` the column that
-    tells whose rows stand together in grouped metrics and intervals, and `item` that of the item.
+    `domain` names the column of the domain of a row, its own or one that is joined, and `weight` that of its weight in
+    the loss; drawn rows have those of the row they were drawn for. `user` is the column that tells whose rows stand
+    together in grouped metrics and intervals, and `item` that of the item.
     """
 
     data: DataDir = field(default_factory=DataDir)

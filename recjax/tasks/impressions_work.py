@@ -6,6 +6,7 @@ examples. Counters and histories are columns made here, of strictly earlier even
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,12 +37,11 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
         frame = frame.sort("timestamp", maintain_order=True)
     users, user_ids = _numbered(frame, task.user)
     items, item_ids = _numbered(frame, task.item)
-    labels = labels_of(task.rules, frame)
-    domain, domains = _domains(task, frame)
+    labels, sides = labels_of(task.rules, frame), _sides(task, log, frame)
+    domain, domains = _domains(task, frame, sides)
     part, rule = parts_of(task, frame, labels, domain)
     rows = Rows(np.arange(frame.height), part, labels, np.full(frame.height, -1))
     rows, unfound = with_negatives(task, rows, users, items, len(item_ids))
-    sides = _sides(task, log, frame)
     columns = _columns(task, frame, sides, rows, item_ids)
     columns |= _earlier(task, frame, rows, completed(columns, sides, task.imputation))
 
@@ -59,7 +59,7 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
         "user_index": Column(users[rows.log]),
         "items": _lists(vocab.encode(item_ids)[_items(rows, items)][:, None]),
         "labels": _lists(rows.labels),
-        "weight": Column(_weights(task, frame)[rows.log]),
+        "weight": Column(_weights(task, frame, sides)[rows.log]),
         **{name: _lists(values) for name, values in encoder.store(complete).items()},
     }
     if task.domain:
@@ -84,6 +84,7 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
             "simulated": log.simulated,
             "times": "time" in made,
             "counts": _counts(rows, at, frame.height, unfound),
+            "rows_hash": {split: _hash_of(made, numbers) for split, numbers in at.items()},
             "notes": list(log.notes),
             "warnings": list(log.warnings),
             "fields": [shape.told() for shape in encoder.shapes],
@@ -113,17 +114,25 @@ def _numbered(frame: pl.DataFrame, name: str) -> tuple[np.ndarray, pl.Series]:
     return joined["number"].to_numpy().astype(np.int64), ids
 
 
-def _domains(task: Impressions, frame: pl.DataFrame) -> tuple[np.ndarray, list[str]]:
+def _domains(task: Impressions, frame: pl.DataFrame, sides: Sequence[SideTable]) -> tuple[np.ndarray, list[str]]:
     """int64 [n]: the domain of each row of the log, as a number of these names; 0 for all where there is none."""
     if not task.domain:
         return np.zeros(frame.height, np.int64), []
-    if task.domain not in frame.columns:
-        raise DataError(
-            f"there is no column {task.domain}", where="Impressions.domain", expected=", ".join(frame.columns)
-        )
-    column = raw_of(frame[task.domain])
+    column = _of_row(task.domain, frame, sides, "Impressions.domain")
     codes, texts = column.keys
     return np.where(column.missing, len(texts), codes), texts
+
+
+def _of_row(name: str, frame: pl.DataFrame, sides: Sequence[SideTable], where: str) -> Raw:
+    """A column of single values of the log, or what a side table has for its rows."""
+    column = raw_of(frame[name]) if name in frame.columns else None
+    for side in sides:
+        if name in side.columns:
+            column = side(raw_of(frame[side.key]))[name]
+    if column is None or column.offsets is not None:
+        known = sorted({*frame.columns, *(name for side in sides for name in side.columns)})
+        raise DataError(f"there is no column {name} of single values", where=where, expected=", ".join(known))
+    return column
 
 
 def _by_size(domain: np.ndarray, part: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
@@ -275,14 +284,11 @@ def _items(rows: Rows, items: np.ndarray) -> np.ndarray:
     return np.where(rows.item >= 0, rows.item, items[rows.log])
 
 
-def _weights(task: Impressions, frame: pl.DataFrame) -> np.ndarray:
+def _weights(task: Impressions, frame: pl.DataFrame, sides: Sequence[SideTable]) -> np.ndarray:
     if not task.weight:
         return np.ones(frame.height, np.float32)
-    if task.weight not in frame.columns:
-        raise DataError(
-            f"there is no column {task.weight}", where="Impressions.weight", expected=", ".join(frame.columns)
-        )
-    return raw_of(frame[task.weight]).numbers("Impressions.weight").astype(np.float32)
+    where = "Impressions.weight"
+    return _of_row(task.weight, frame, sides, where).numbers(where).astype(np.float32)
 
 
 def _schema(task: Impressions, encoder: FieldEncoder, times: bool) -> tuple[Field, ...]:
@@ -308,6 +314,14 @@ def _counts(rows: Rows, at: Mapping[str, np.ndarray], logged: int, unfound: int)
         split: {"examples": len(found), "drawn": int((rows.item[found] >= 0).sum())} for split, found in at.items()
     }
     return {**counts, "log": {"rows": logged, "negatives_not_found": unfound}}
+
+
+def _hash_of(made: Mapping[str, Column], rows: np.ndarray) -> str:
+    """16 hexadecimal digits of whose rows these are, of which item, with which labels, and in which order."""
+    digest = hashlib.sha256()
+    for name in ("user_index", "items", "labels"):
+        digest.update(_taken(made[name], rows).values.astype("<f8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _lists(values: np.ndarray) -> Column:

@@ -155,8 +155,12 @@ def test_labels_of_a_teacher_go_with_their_rows(examples: Examples, tmp_path: Pa
     assert "teacher/click" not in next(only)
     with pytest.raises(ArtifactError, match="no labels 'buy'"):
         feed(examples, labels=LabelStore(path=str(tmp_path / "store"), names=("buy",)))
-    other = dataclasses.replace(examples, manifest={**examples.manifest, "content_hash": "another"})
-    with pytest.raises(ArtifactError, match="made from the examples"):
+    told_less = dataclasses.replace(TASK, fields=TASK.fields[:1])
+    assert told_less.work().facts["rows_hash"] == examples.manifest["rows_hash"]
+    fewer = dataclasses.replace(TASK, keep_negatives=0.5)
+    assert fewer.work().facts["rows_hash"] != examples.manifest["rows_hash"]
+    other = dataclasses.replace(examples, manifest={**examples.manifest, "rows_hash": {"train": "another"}})
+    with pytest.raises(ArtifactError, match="labels are of the rows"):
         feed(other, labels=LabelStore(path=str(tmp_path / "store")))
     with pytest.raises(ValueError, match=f"not {count} labels"):
         write_labels(tmp_path / "more", examples, {"click": np.zeros(3, np.float32)})

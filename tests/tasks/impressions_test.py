@@ -176,6 +176,18 @@ def test_a_random_split_has_the_shares_in_every_domain_and_label() -> None:
     assert not np.array_equal(column(again, "user_index", "test"), column(other, "user_index", "test"))
 
 
+def test_the_domain_of_a_row_may_be_that_of_its_user() -> None:
+    work, tables = impressions(domain="country").work(), WORLD.tables()
+    assert tables.users is not None
+    country = dict(zip(tables.users["user_id"], tables.users["country"], strict=True))
+    users, names = work.users["user_id"].to_list(), work.facts["domains"]
+    for split in ("train", "valid", "test"):
+        pairs = zip(column(work, "user_index", split), column(work, "domain", split), strict=True)
+        assert all(names[domain] == country[users[user]] for user, domain in pairs)
+    counts = np.bincount(column(work, "domain"))
+    assert (np.diff(counts) <= 0).all()
+
+
 def test_drawn_negatives_are_items_the_user_never_had() -> None:
     rng = np.random.default_rng(0)
     user, item = rng.integers(0, 20, 400), np.minimum(rng.zipf(1.4, 400), 60)
@@ -184,7 +196,7 @@ def test_drawn_negatives_are_items_the_user_never_had() -> None:
     for power in (0.0, 1.0):
         work = Impressions(fields=fields, labels={"click": "1"}, negatives=3, negative_power=power).work_on(log)
         had = {(u, i) for u, i in zip(user.tolist(), item.tolist(), strict=True)}
-        ids = [int(i) for i in work.vocab.decode(np.arange(2, 2 + work.vocab.num_items))]
+        ids = [int(i or 0) for i in work.vocab.decode(np.arange(2, 2 + work.vocab.num_items))]
         users = work.users["user_id"].to_list()
         for split in ("train", "valid", "test"):
             labels = column(work, "labels", split)[:, 0]
