@@ -20,6 +20,7 @@ from recjax.data.batch import Batch
 from recjax.data.examples import Examples
 from recjax.data.hashing import permutation
 from recjax.data.heldout import process_rows
+from recjax.data.label_noise import HiddenPositives
 from recjax.data.label_store import LabelStore
 from recjax.data.ranker_features import RankerFeatures
 from recjax.data.shards import ExampleSource
@@ -40,8 +41,8 @@ class RowsFeed:
     going through its own rows. `domain_weight` a multiplies the weight of a row by (N / (T n)) ** a for a domain of n
     of all N rows, T domains: with 1 all domains weigh the same.
 
-    `labels` adds what a teacher said of each row, as `teacher/<name>`. Examples larger than `memory_gib` are read from
-    disk.
+    `labels` adds what a teacher said of each row, as `teacher/<name>`; `hidden` hides some positives. Examples larger
+    than `memory_gib` are read from disk.
     """
 
     batch_size: int
@@ -49,6 +50,7 @@ class RowsFeed:
     balance: float = 0.0
     domain_weight: float = 0.0
     labels: LabelStore | None = None
+    hidden: HiddenPositives | None = None
     memory_gib: float = 2.0
 
     # As a feed of windows would say it: a row is a row of one slot, and there is no history.
@@ -146,6 +148,8 @@ class RowsBatches:
         rows = self.numbers(self._position + np.arange(self._rows.start, self._rows.stop))
         self._position += self._feed.batch_size
         batch = self._reader.read(rows)
+        if self._feed.hidden:
+            batch = self._feed.hidden.apply(batch, rows)
         if self._feed.domain_weight:
             batch["weight"] = batch["weight"] * self._weights[batch["domain"]]
         return batch | {f"teacher/{name}": values[rows] for name, values in self._labels.items()}

@@ -15,6 +15,7 @@ from recjax.core.sharding import MeshConfig, make_mesh
 from recjax.nn.crossing import Cross
 from recjax.nn.dense import Pass
 from recjax.nn.factorization import Dot, FactorizationMachine, pair_sum
+from recjax.nn.field_attention import FieldAttention
 from recjax.nn.final_mlp import FinalMlp
 from recjax.nn.interaction import Flat, Inputs, InputShape, Interaction
 from recjax.nn.tower import ResidualConfig, TowerConfig
@@ -184,6 +185,20 @@ def fusion(p: Params, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return out
 
 
+def auto_int(p: Params, batch: Numpy) -> np.ndarray:
+    inside, x = {k: np.float64(v["weight"]) for k, v in p["inside"].items() if k != "deep"}, batch["vectors"]
+    for i in range(2):
+        out = x @ inside[f"residual{i}"]
+        for h in range(2):
+            part = slice(3 * h, 3 * h + 3)
+            q, k, v = (x @ inside[f"{name}{i}"][:, part] for name in ("query", "key", "value"))
+            for row in range(B):
+                out[row, :, part] += softmax(q[row] @ k[row].T) @ v[row]
+        x = np.maximum(out, 0)
+    both = [x.reshape(B, -1), batch["numbers"], tower(p["inside"]["deep"], flat(batch))]
+    return dense(p["head"]["out"], np.concatenate(both, axis=1))[:, 0]
+
+
 def ungated(p: Params, batch: Numpy) -> np.ndarray:
     x = flat(batch)
     return fusion(p["head"], tower(p["inside"]["first"], x), tower(p["inside"]["second"], x))
@@ -202,6 +217,7 @@ CASES: dict[str, tuple[Any, Any]] = {
     "fm": (FactorizationMachine(), machine_alone),
     "deep_fm": (FactorizationMachine(deep=DEEP), deep_fm),
     "dlrm": (Dot(bottom=TowerConfig(widths=(5, WIDTH)), top=DEEP), dlrm),
+    "auto_int": (FieldAttention(layers=2, heads=2, head_width=3, deep=DEEP), auto_int),
     "final_mlp": (GATED, final_mlp),
     "final_mlp_ungated": (FinalMlp(**TWO, gate=None), ungated),
 }

@@ -1,0 +1,43 @@
+"""Calibration of groups whose labels are known as totals alone: one number added to all logits of a group."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+_ROUNDS = 80
+
+
+def group_shifts(
+    logits: Float[np.ndarray, " n"],
+    group: Int[np.ndarray, " n"],
+    totals: Float[np.ndarray, " g"],
+    weight: Float[np.ndarray, " n"] | None = None,
+) -> Float[np.ndarray, " g"]:
+    """For each group the s with sum of weight * sigmoid(logit + s) over its rows = its total; float64.
+
+    By bisection, all groups at once. A total of 0 or less gives -inf, one of the whole weight or more inf, and a group
+    without rows 0.
+    """
+    logits = np.asarray(logits, np.float64)
+    weight = np.ones(len(logits)) if weight is None else np.asarray(weight, np.float64)
+    totals, count = np.asarray(totals, np.float64), len(totals)
+    most = np.bincount(group, weight, minlength=count)
+    reach = 1 + np.abs(logits).max(initial=0) + np.log(max(most.max(initial=1), 1) / _smallest(totals, most))
+    low, high = np.full(count, -reach), np.full(count, reach)
+    for _ in range(_ROUNDS):
+        middle = (low + high) / 2
+        said = np.bincount(group, weight * _sigmoid(logits + middle[group]), minlength=count)
+        low, high = np.where(said < totals, middle, low), np.where(said < totals, high, middle)
+    shift = np.where(totals <= 0, -np.inf, np.where(totals >= most, np.inf, (low + high) / 2))
+    return np.where(most > 0, shift, 0)
+
+
+def _smallest(totals: np.ndarray, most: np.ndarray) -> float:
+    """How near a total that can be reached is to nothing or to all."""
+    near = np.minimum(totals, most - totals)
+    return float(near[near > 0].min(initial=1.0))
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -x))
