@@ -29,13 +29,12 @@ from recjax.freeze import PLATFORMS, host_weights, lower, shapes
 from recjax.label_evaluation import LabelEvaluator
 from recjax.metrics.calibration import Calibration, fit_calibration
 from recjax.nn.cached import Kept
-from recjax.prompts.chat import Chat, Memo, format_named
+from recjax.prompts.writer import PromptWriter
 from recjax.recipe import Assembly
 from recjax.scoring import logits_of
 from recjax.serve import score_bundle as layout
 from recjax.serve.score_bundle import ScoreBundle, ScoreTask
 from recjax.serve.stored import WEIGHTS_FILE, shapes_of
-from recjax.tasks.prompted_ranking import Ranked, Relevance
 
 CANDIDATES = 16  # of one call
 TOLERANCE = 1e-4
@@ -142,7 +141,7 @@ def export_score_run(
 
     Raises `UnservableError` where the recipe has none.
     """
-    ranked = [at for at, task in enumerate(assembly.recipe.mixture.tasks) if isinstance(task, Ranked)]
+    ranked = [at for at, examples in enumerate(assembly.examples) if examples.manifest.get("kind") == "ranking"]
     if not ranked:
         raise UnservableError("no task of the recipe asks about candidates", expected="a ranking task in words")
     rows = sorted({row for at in ranked for row in assembly.examples[at].manifest["label_rows"]})
@@ -153,10 +152,10 @@ def export_score_run(
         records = evaluator.records("valid")
         longest = max(longest, int(records.suffix_lengths.max(initial=1)))
         fitted = fit_calibration(evaluator.scores(params).logits, records.label)
-        tasks.append(task_of(assembly.recipe.mixture.tasks[at], assembly.examples[at], rows, fitted))
+        tasks.append(task_of(assembly.examples[at], rows, fitted))
     tokenizer = assembly.examples[ranked[0]].text_vocab
     assert tokenizer is not None
-    most = max(task.budget.length for task in tasks)
+    most = max(task.prompts["budget"]["length"] for task in tasks)
     return export_scores(
         assembly.model,
         params,
@@ -171,22 +170,18 @@ def export_score_run(
     )
 
 
-def task_of(task: Any, examples: Examples, rows: Sequence[int], fitted: Calibration) -> ScoreTask:
-    """A ranking task as a server needs it; `rows` are those of all label words."""
-    tokenizer = examples.text_vocab
+def task_of(examples: Examples, rows: Sequence[int], fitted: Calibration) -> ScoreTask:
+    """The ranking task of a prepared folder as a server needs it; `rows` are those of all label words."""
+    told, tokenizer = examples.manifest, examples.text_vocab
     assert tokenizer is not None
-    chat = Chat(format_named(task.wording.chat), Memo(tokenizer))
+    chat = PromptWriter.of(told["template"], tokenizer).chat
     return ScoreTask(
-        name=task.name,
-        template=task.template,
-        chat=chat.format,
-        budget=task.budget,
-        instruction=tuple(task.about),
-        question=tuple(task.question),
-        tells_history=not isinstance(task, Relevance),
-        label_words=tuple(task.words),
-        label_columns=tuple(rows.index(row) for row in examples.manifest["label_rows"]),
-        answer_length=max(len(chat.answer(word)) for word in task.words),
+        name=told["task"],
+        prompts=told["template"],
+        tells_history=told["asks"] != "Relevance",
+        label_words=told["label_words"],
+        label_columns=[rows.index(row) for row in told["label_rows"]],
+        answer_length=max(len(chat.answer(word)) for word in told["label_words"]),
         temperature=fitted.temperature,
         bias=fitted.bias,
     )

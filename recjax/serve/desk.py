@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -66,8 +66,8 @@ class Desk:
         tasks = {
             task.name: {
                 "label_words": list(task.label_words),
-                "instruction": list(task.instruction),
-                "candidate": list(task.question),
+                "instruction": list(task.fields["instruction"]),
+                "candidate": list(task.fields["question"]),
                 "history": task.tells_history,
             }
             for task in self.bundle.tasks.values()
@@ -80,6 +80,6 @@ class Desk:
         self._thread.shutdown()
 
 
-def _described(words: tuple[str, ...], probabilities: np.ndarray) -> dict[str, Any]:
+def _described(words: Sequence[str], probabilities: np.ndarray) -> dict[str, Any]:
     found: dict[str, Any] = {"probabilities": dict(zip(words, probabilities.tolist(), strict=True))}
     return {"score": float(probabilities[1]), **found} if len(words) == 2 else found

@@ -27,9 +27,7 @@ from recjax.core.errors import BundleError, DataError, RequestError
 from recjax.core.folder import Manifest, check_files, read_manifest
 from recjax.data.text import Tokenizer, load_text
 from recjax.data.vocab import FIRST_ITEM
-from recjax.prompts.chat import Chat, ChatFormat, Memo
-from recjax.prompts.template import Template
-from recjax.prompts.writer import Budget, Event, Prompt, PromptWriter
+from recjax.prompts.writer import Event, Prompt, PromptWriter
 from recjax.serve.score_request import ScoreQuestion
 from recjax.serve.stored import REMAKE, load_function, load_weights
 
@@ -56,49 +54,39 @@ def function_file(name: str, width: int) -> str:
 class ScoreTask:
     """One of the questions that a model was trained on: how it is put, and what its answers mean.
 
-    `label_columns` are where in the exported logits its label words stand; calibrated logits are
-    `logits / temperature + bias`. `instruction` and `question` are the fields of these sections.
+    `prompts` is what `PromptWriter.told` says of them, `tells_history` whether they tell of a user. `label_columns` are
+    where in the exported logits the label words stand; calibrated logits are `logits / temperature + bias`.
     """
 
     name: str
-    template: Template
-    chat: ChatFormat
-    budget: Budget
-    instruction: tuple[str, ...]
-    question: tuple[str, ...]
+    prompts: Mapping[str, Any]
     tells_history: bool
-    label_words: tuple[str, ...]
-    label_columns: tuple[int, ...]
+    label_words: Sequence[str]
+    label_columns: Sequence[int]
     answer_length: int
     temperature: float = 1.0
-    bias: tuple[float, ...] = ()
-
-    @classmethod
-    def of(cls, told: Mapping[str, Any]) -> ScoreTask:
-        """From what `told` wrote into a manifest."""
-        parts = {"template": Template, "chat": ChatFormat, "budget": Budget}
-        found = {name: _tuples(value) for name, value in told.items()}
-        return cls(**{name: parts[name](**value) if name in parts else value for name, value in found.items()})
+    bias: Sequence[float] = ()
 
     def told(self) -> dict[str, Any]:
         """For a manifest."""
         return dataclasses.asdict(self)
+
+    @property
+    def fields(self) -> Mapping[str, Sequence[str]]:
+        """The fields of the sections "instruction" and "question"."""
+        return self.prompts["fields"]
 
     def write(self, tokenizer: Tokenizer, asked: ScoreQuestion) -> Prompt:
         """The prompt in tokens, as in training, in its first style.
 
         Raises `RequestError` for fields that the task does not have or misses, and for a prompt over its budget.
         """
-        _check_fields("instruction", asked.instruction, self.instruction)
+        _check_fields("instruction", asked.instruction, self.fields["instruction"])
         for at, candidate in enumerate(asked.candidates):
-            _check_fields(f"candidates[{at}]", candidate, self.question)
+            _check_fields(f"candidates[{at}]", candidate, self.fields["question"])
         if not self.tells_history and (asked.history is not None or asked.profile):
             raise RequestError(f"{self.name} tells nothing of a user", where="history, profile", mend="leave them out")
-        # A writer of its own, because what it has spelt it keeps.
-        chat = Chat(self.chat, Memo(tokenizer))
-        writer = PromptWriter(
-            self.template, chat, self.budget, name=self.name, question=self.question, instruction=self.instruction
-        )
+        writer = PromptWriter.of(self.prompts, tokenizer)  # a new one, because what it has spelt it keeps
         history = [Event(**event) for event in asked.history or ()] if self.tells_history else None
         try:
             return writer.write(
@@ -133,7 +121,7 @@ class ScoreBundle:
         self.name: str = told["name"]
         self.widths: list[int] = told["widths"]
         self.candidates, self.suffix_width = told["candidates"], told["suffix_width"]
-        self.tasks = {task["name"]: ScoreTask.of(task) for task in told["tasks"]}
+        self.tasks = {task["name"]: ScoreTask(**task) for task in told["tasks"]}
         self.tokenizer = self._load_text()
         self._weights = jax.device_put(load_weights(self.path, told["weights"]))
         self._calls = {
@@ -215,13 +203,6 @@ class ScoreBundle:
                 mend=REMAKE,
             )
         return found
-
-
-def _tuples(value: Any) -> Any:
-    """What JSON made lists of, as it was."""
-    if isinstance(value, Mapping):
-        return {name: _tuples(one) for name, one in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _check_fields(where: str, given: Mapping[str, str], wanted: Sequence[str]) -> None:

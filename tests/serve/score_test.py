@@ -25,8 +25,9 @@ from recjax.nn.config import TransformerConfig
 from recjax.prompts.chat import FORMATS, Chat, Memo
 from recjax.prompts.labels import label_tokens
 from recjax.prompts.library import LIKE, RELEVANCE
+from recjax.prompts.template import Template
 from recjax.prompts.tokenizer import TokenizerConfig
-from recjax.prompts.writer import Budget
+from recjax.prompts.writer import Budget, PromptWriter
 from recjax.scoring import Scorer
 from recjax.serve.app import create_app
 from recjax.serve.bundle import Bundle
@@ -56,27 +57,22 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     tokenizer = TokenizerConfig(size=600).make([*TITLES, *LIKE.words(), *RELEVANCE.words()])
     chat = Chat(FORMATS["turns"], Memo(tokenizer))
     rows = tuple(int(t) + FIRST_ITEM for t in label_tokens(chat, ("No", "Yes")))
-    about: dict[str, Any] = {"chat": chat.format, "label_words": ("No", "Yes"), "label_columns": (0, 1)}
-    about |= {"answer_length": 2, "question": ("item",)}
+
+    def task(name: str, template: Template, instruction: str, **more: Any) -> ScoreTask:
+        prompts = {"name": name, "question": ["item"], "instruction": [instruction]}
+        return ScoreTask(
+            name=name,
+            prompts=PromptWriter(template, chat, Budget(length=160), **prompts).told(),
+            label_words=("No", "Yes"),
+            label_columns=(0, 1),
+            answer_length=2,
+            **more,
+        )
+
+    calibrated = {"temperature": CALIBRATED.temperature, "bias": CALIBRATED.bias}
     tasks = [
-        ScoreTask(
-            name="like",
-            template=LIKE,
-            budget=Budget(length=160),
-            instruction=("least",),
-            tells_history=True,
-            temperature=CALIBRATED.temperature,
-            bias=CALIBRATED.bias,
-            **about,
-        ),
-        ScoreTask(
-            name="relevance",
-            template=RELEVANCE,
-            budget=Budget(length=160),
-            instruction=("query",),
-            tells_history=False,
-            **about,
-        ),
+        task("like", LIKE, "least", tells_history=True, **calibrated),
+        task("relevance", RELEVANCE, "query", tells_history=False),
     ]
     encoder = TransformerConfig(num_layers=2, width=16, num_heads=2, position="rotary", norm="rms", bias=False)
     model = Functional(partial(Sequence, num_rows=rows_for(tokenizer.size), encoder=encoder))
