@@ -8,6 +8,7 @@ tokenizer as any other is to its catalogue.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,8 +59,7 @@ class TokenizerConfig:
             model, file = self._read()
             found = TokenizerJson.of(model, where=str(file)) if is_json(model) else TextVocab.of(model, where=str(file))
         else:
-            specials = [piece for piece in SPECIALS if piece not in _OWN]
-            found = TextVocab.of(train_prompt_pieces(texts, size=self.size, specials=specials, words=self.words))
+            found = TextVocab.of(_trained(frozenset(texts), self.size, self.words))
         if 0 < self.ids < found.size:
             raise ConfigError(
                 f"a tokenizer of {found.size:,} tokens for an embedding of {self.ids:,} rows",
@@ -88,6 +88,13 @@ class TokenizerConfig:
                 expected="a SentencePiece model, a tokenizer.json, or a folder with one",
                 mend="correct TokenizerConfig.path, or leave it empty to train one",
             ) from None
+
+
+@functools.lru_cache(maxsize=2)
+def _trained(texts: frozenset[str], size: int, words: tuple[str, ...]) -> bytes:
+    """The model for these texts, made once for all tasks of a mixture."""
+    specials = [piece for piece in SPECIALS if piece not in _OWN]
+    return train_prompt_pieces(texts, size=size, specials=specials, words=words)
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> ItemVocab:

@@ -30,7 +30,7 @@ def make_work(task: Documents, tables: Tables) -> Work:
     names += [f"item {item}" for item in log.item_ids.to_list()] if "items" in task.sources else []
     examples: dict[str, list[Example]] = {"train": [], "valid": [], "test": []}
     part = uniform(hashes(len(names), task.seed, _HELD))
-    for number, tokens in enumerate(_documents(task, log, tokenizer)):
+    for number, tokens in enumerate(_documents(task, log, _details(task, log, tables), tokenizer)):
         if len(tokens):
             split = "valid" if part[number] < task.held_out else "test" if part[number] < 2 * task.held_out else "train"
             examples[split].append(document(number, tokens))
@@ -51,8 +51,8 @@ def make_work(task: Documents, tables: Tables) -> Work:
     )
 
 
-def _documents(task: Documents, log: Log, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The tokens of each document: of the users, then of the items; none for a user without an event in training."""
+def _documents(task: Documents, log: Log, texts: list[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """The tokens of each document: of users, then of items (`texts`); none for a user without training events."""
     spell = Memo(tokenizer)
     begin, end = (_special(tokenizer, piece, task.name) for piece in (task.begin, task.end))
     if "log" in task.sources:
@@ -71,9 +71,17 @@ def _documents(task: Documents, log: Log, tokenizer: Tokenizer) -> Iterator[np.n
             ]
             yield np.concatenate([begin, *map(spell, lines), end])
     if "items" in task.sources:
-        spell.learn(log.texts)
-        for text in log.texts:
+        for text in texts:
             yield np.concatenate([begin, spell(text), end])
+
+
+def _details(task: Documents, log: Log, tables: Tables) -> list[str]:
+    """What the document of each item tells."""
+    entity = task.wording.details
+    if entity is None or tables.items is None:
+        return log.texts
+    items = pl.DataFrame({"item_id": log.item_ids}).join(tables.items, on="item_id", how="left", maintain_order="left")
+    return entity.texts(items, "items", "item_id")
 
 
 def _special(tokenizer: Tokenizer, piece: str, name: str) -> np.ndarray:

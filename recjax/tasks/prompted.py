@@ -32,8 +32,9 @@ USERS = Entity(
 class Wording:
     """How the tables of a data directory are put in words, and spelt.
 
-    `items` and `users` say what is told of an item and of a user; the `title` alone is how an item is called, and
-    `genres` is the field whose values a task can ask about. `chat` is the format of turns, a name of
+    `items` and `users` say what is told of an item and of a user, `details` what a document of its own tells of an item
+    (None: no more than `items`). The `title` alone is how an item is called, and `genres` is the field whose values a
+    task can ask about. `chat` is the format of turns, a name of
     `prompts.chat.FORMATS` or a format. An event of a log with a column rating (or value) is told as `rated`, one of a
     log with a column event as what stands there, any other one as `did`.
     """
@@ -41,6 +42,7 @@ class Wording:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     items: Entity = field(default_factory=Entity)
     users: Entity = USERS
+    details: Entity | None = None
     title: Field = TITLE
     genres: Field = GENRES
     chat: str | ChatFormat = "turns"

@@ -111,6 +111,7 @@ def tokenizer_of(wording: Wording, tables: Tables, templates: Sequence[Template]
         return wording.tokenizer.make(())
     assert tables.items is not None
     texts = wording.items.texts(tables.items, "items", "item_id")
+    texts += wording.details.texts(tables.items, "items", "item_id") if wording.details else []
     if tables.users is not None:
         texts += ["; ".join(parts) for parts in wording.users.parts(tables.users, "users")]
     if tables.queries is not None:

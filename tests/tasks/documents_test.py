@@ -15,7 +15,7 @@ from recjax.losses.softmax import CatalogueSoftmax
 from recjax.models.sequence import Sequence
 from recjax.nn.transformer import TransformerConfig
 from recjax.prepare import ensure_prepared
-from recjax.prompts.fields import Entity, Field
+from recjax.prompts.fields import TITLE, Entity, Field
 from recjax.prompts.tokenizer import TokenizerConfig
 from recjax.recipe import Assembly, Recipe
 from recjax.tasks.documents import Documents
@@ -78,6 +78,25 @@ def test_an_event_is_told_by_its_rating_or_its_kind_or_as_watched() -> None:
         (found,) = texts(task.work_on(Tables(interactions=frame, items=rated.items)), "train").values()
         lines = found.strip().splitlines()[-3:]
         assert all(action in line for action, line in zip(expected, lines, strict=True))
+
+
+def test_documents_of_items_can_tell_more_than_prompts_do() -> None:
+    tables = log([(7, "a", 4.0, 0), (7, "?", 1.0, 1), (7, "b", 2.5, 2), (7, "c", 5.0, 90)])
+    assert tables.items is not None
+    items = tables.items.filter(pl.col("item_id") != "?").with_columns(plot=pl.format("A {} happens.", "title"))
+    details = Entity(fields=(TITLE, Field(name="plot", label="")))
+    told = Told(
+        wording=Wording(tokenizer=TokenizerConfig(size=600), details=details),
+        periods=Periods(valid_fraction=0.2, test_fraction=0.2, gap_days=1),
+    )
+    work = Documents(told=told, held_out=1e-9).work_on(Tables(interactions=tables.interactions, items=items))
+    found = texts(work, "train")
+    assert "happens" not in found[0] and "item ?" in found[0] and "Film A; genres: Drama, a" in found[0]
+    named = dict(work.users.iter_rows())
+    assert {named[k]: text for k, text in found.items() if k} == {
+        **{f"item {n}": f"Film {n.upper()}; A Film {n.upper()} happens." for n in "abc"},
+        "item ?": "item ?",
+    }
 
 
 def test_every_document_is_in_one_split_and_the_splits_do_not_depend_on_the_sources() -> None:
