@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 
 import polars as pl
 
+from recjax.core.errors import DataError
+from recjax.data.impression_log import describe_rows, holds_rows, read_log
 from recjax.data.problems import Findings, Problem
 from recjax.data.sources import DataDir, read_tables
 from recjax.data.tables import Tables
@@ -49,6 +51,8 @@ class CheckReport:
 def check(data: DataDir) -> CheckReport:
     """Read a data directory to the end, whatever is wrong with it, and report. Never raises `DataError`."""
     found = Findings()
+    if data.path and holds_rows(data.path):
+        return _check_rows(data, found)
     if data.path:
         tables = read_tables(data.path, data.columns, found, despite_errors=True)
     else:
@@ -56,6 +60,22 @@ def check(data: DataDir) -> CheckReport:
         found.notes += tables.notes
     if tables is not None:
         found.notes += describe(tables)
+    return _report(data, found)
+
+
+def _check_rows(data: DataDir, found: Findings) -> CheckReport:
+    """The report on a log of rows with labels, of which the first error alone is known."""
+    try:
+        log = read_log(data)
+    except DataError as error:
+        found.error(error.where, error.what, expected=error.expected, mend=error.mend)
+    else:
+        found.notes += [*log.notes, *describe_rows(log)]
+        found.problems += [Problem(severity="warning", file="", what=text) for text in log.warnings]
+    return _report(data, found)
+
+
+def _report(data: DataDir, found: Findings) -> CheckReport:
     problems = sorted(found.problems, key=lambda p: p.severity != "error")
     return CheckReport(path=data.path, understood=tuple(found.notes), problems=tuple(problems))
 

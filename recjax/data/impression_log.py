@@ -8,7 +8,7 @@ the columns. What other tables and vectors there are is read as for any data dir
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from recjax.data.vectors import read_vectors
 SPLITS = ("train", "valid", "test")
 LIBSVM = (".libsvm", ".libffm")
 LABEL = "label"
+_WHOLE = "interactions"
 _SIDES = ("items", "users", "queries")
 
 
@@ -61,8 +62,9 @@ def read_log(data: DataDir) -> ImpressionLog:
         raise DataError("there is no such data directory", where=str(folder), expected="a folder")
     found = Findings()
     reader = Reader(folder, dict(data.columns), found)
-    rows = _read_rows(folder, data.columns, found)
+    rows = _read_rows(folder, reader, found)
     sides = {name: frame for name in _SIDES if (frame := reader.table(name)) is not None}
+    reader.check_mapping()
     arrays, ids = read_vectors(reader, found)
     found.raise_first()
     warnings = tuple(f"{p.where}: {p.what}" for p in found.problems)
@@ -73,6 +75,32 @@ def read_log(data: DataDir) -> ImpressionLog:
         notes=tuple(found.notes),
         warnings=warnings,
     )
+
+
+def holds_rows(path: str) -> bool:
+    """Whether a data directory holds rows that are no interactions: those of splits, or libsvm-like text."""
+    folder = Path(path).expanduser()
+
+    def has(name: str, suffixes: Iterable[str]) -> bool:
+        return any((folder / (name + suffix)).exists() for suffix in suffixes)
+
+    return not has(_WHOLE, SUFFIXES) and (has(_WHOLE, LIBSVM) or has("train", (*SUFFIXES, *LIBSVM)))
+
+
+def describe_rows(log: ImpressionLog) -> list[str]:
+    """Lines about the rows: how many there are of each split, and what each column holds."""
+    rows = log.rows
+    lines = [f"log: {rows.height:,} rows"]
+    if "split" in rows.columns:
+        sizes = rows.group_by("split", maintain_order=True).len()
+        lines.append("splits: " + ", ".join(f"{name} {count:,}" for name, count in sizes.iter_rows()))
+    for name in (n for n in rows.columns if n != "split"):
+        values = rows[name]
+        kind = "lists" if isinstance(values.dtype, pl.List | pl.Array) else f"{values.n_unique():,} values"
+        mean = f", mean {values.mean():.4g}" if values.dtype.is_numeric() and not name.endswith("_id") else ""
+        gone = f", missing in {values.null_count() / max(rows.height, 1):.1%}" if values.null_count() else ""
+        lines.append(f"column {name}: {kind}{mean}{gone}")
+    return lines
 
 
 def raw_of(values: pl.Series) -> Raw:
@@ -103,10 +131,10 @@ def raw_of(values: pl.Series) -> Raw:
     )
 
 
-def _read_rows(folder: Path, mapped: Mapping[str, str], found: Findings) -> pl.DataFrame:
+def _read_rows(folder: Path, reader: Reader, found: Findings) -> pl.DataFrame:
     """The rows of all files; raises `DataError` at once, because nothing can be said without them."""
-    whole = _read_part(folder, "interactions", mapped, found)
-    parts = [(name, _read_part(folder, name, mapped, found)) for name in SPLITS] if whole is None else []
+    whole = _read_part(folder, _WHOLE, reader, found)
+    parts = [(name, _read_part(folder, name, reader, found)) for name in SPLITS] if whole is None else []
     found.raise_first()
     if whole is not None:
         return _timed(whole, folder, found)
@@ -125,7 +153,7 @@ def _read_rows(folder: Path, mapped: Mapping[str, str], found: Findings) -> pl.D
     return _timed(pl.concat(named, how="diagonal_relaxed"), folder, found)
 
 
-def _read_part(folder: Path, name: str, mapped: Mapping[str, str], found: Findings) -> pl.DataFrame | None:
+def _read_part(folder: Path, name: str, reader: Reader, found: Findings) -> pl.DataFrame | None:
     path = find_table(folder, name, found)
     if path is None:
         text = next((p for p in (folder / (name + suffix) for suffix in LIBSVM) if p.exists()), None)
@@ -133,7 +161,9 @@ def _read_part(folder: Path, name: str, mapped: Mapping[str, str], found: Findin
     frame = read_table(path, found)
     if frame is None:
         return None
-    names = {source: key for key, source in mapped.items() if "." not in key and source in frame.columns}
+    names = {source: key for key, source in reader.columns.items() if "." not in key and source in frame.columns}
+    reader.seen[name] = frame.columns
+    reader.used |= set(names.values())
     frame = frame.drop([n for n in names.values() if n in frame.columns and n not in names]).rename(names)
     if path.suffix != ".parquet":
         frame = frame.with_columns(type_text(frame[c]) for c in frame.columns if c != "timestamp")

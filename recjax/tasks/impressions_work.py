@@ -14,20 +14,17 @@ import numpy as np
 import polars as pl
 
 from recjax.core.errors import DataError
-from recjax.data.counters import DAY, counts_before, history_before
 from recjax.data.field_encoder import CODES, NUMBERS, FieldEncoder
-from recjax.data.fields import PRESENT
 from recjax.data.impression_log import SPLITS, ImpressionLog, raw_of
 from recjax.data.ranker_features import TABLES, RankerFeatures, SideTable, completed
 from recjax.data.raw import Raw
 from recjax.data.record import Column, Field, spans
 from recjax.data.titles import title_column
 from recjax.data.vocab import ItemVocab
+from recjax.tasks.impression_past import Columns, earlier
 from recjax.tasks.impression_rows import TRAIN, Rows, kept_rows, labels_of, parts_of, times_of, with_negatives
 from recjax.tasks.impressions import Impressions
 from recjax.tasks.work import Work
-
-Columns = dict[str, Raw]
 
 
 def make_work(task: Impressions, log: ImpressionLog) -> Work:
@@ -43,7 +40,7 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
     rows = Rows(np.arange(frame.height), part, labels, np.full(frame.height, -1))
     rows, unfound = with_negatives(task, rows, users, items, len(item_ids))
     columns = _columns(task, frame, sides, rows, item_ids)
-    columns |= _earlier(task, frame, rows, completed(columns, sides, task.imputation))
+    columns |= earlier(task, frame, rows, completed(columns, sides, task.imputation))
 
     kept = np.flatnonzero(kept_rows(task, rows))
     kept = kept[np.lexsort((kept, rows.log[kept]))]  # drawn rows stand with the row they were drawn for
@@ -192,57 +189,6 @@ def _columns(
         ids = raw_of(item_ids).take(np.where(drawn, rows.item, -1))
         found[task.item] = ids.otherwise(found[task.item])
     return found
-
-
-def _earlier(task: Impressions, frame: pl.DataFrame, rows: Rows, columns: Columns) -> Columns:
-    """The columns of counters and histories."""
-    if not task.counters and not task.histories:
-        return {}
-    times = times_of(frame, "Impressions.counters and histories")[rows.log]
-    counted = (rows.item < 0) & ((rows.part == TRAIN) | (task.events == "all"))
-    known, labels = rows.labels >= 0, np.maximum(rows.labels, 0)
-    amounts = np.concatenate([np.ones((len(times), 1)), known, labels], axis=1)
-    heads, found = list(task.rules), {}
-    for counter in task.counters:
-        keys = _keys([_named(columns, name, "Counter.columns") for name in counter.columns])
-        events = counted & (keys >= 0)
-        window = {"window": counter.days * DAY, "delay": counter.delay}
-        before = counts_before((keys[events], times[events]), amounts[events], (keys, times), **window)
-        everyone = np.zeros(len(keys), np.int64)
-        overall = counts_before((everyone[counted], times[counted]), amounts[counted], (everyone, times), **window)
-        shown, positive = np.split(before[:, 1:], 2, axis=1)
-        rate = (np.split(overall[:, 1:], 2, axis=1)[1] + 1) / (np.split(overall[:, 1:], 2, axis=1)[0] + 2)
-        share = (positive + counter.prior * rate) / (shown + counter.prior)
-        found[f"{counter.name}.count"] = Raw(before[:, 0], keys < 0)
-        found |= {f"{counter.name}.{head}": Raw(share[:, k], keys < 0) for k, head in enumerate(heads)}
-    for history in task.histories:
-        keys = _keys([_named(columns, history.user, "History.user")])
-        item = _named(columns, history.item, "History.item")
-        events = counted & (keys >= 0) & ~item.missing
-        if history.head:
-            events &= rows.labels[:, heads.index(history.head)] >= 0.5
-        begin, length, order = history_before((keys[events], times[events]), (keys, times), history.limit)
-        values = item.values[np.flatnonzero(events)[order]][spans(begin, length)]
-        offsets = np.concatenate([np.zeros(1, np.int64), length.cumsum()])
-        found[history.column] = Raw(values, np.zeros(len(keys), bool), offsets)
-    return found
-
-
-def _named(columns: Mapping[str, Raw], name: str, where: str) -> Raw:
-    column = columns.get(name)
-    if column is None or column.offsets is not None:
-        known = ", ".join(sorted(n for n, c in columns.items() if c.offsets is None and not n.endswith(PRESENT)))
-        raise DataError(f"there is no column {name} of single values", where=where, expected=f"one of {known}")
-    return column
-
-
-def _keys(columns: Sequence[Raw]) -> np.ndarray:
-    """int64 [n]: numbers of the values of all columns together, -1 where one is missing."""
-    numbers = np.zeros(len(columns[0]), np.int64)
-    for column in columns:
-        codes, texts = column.keys
-        numbers = np.unique(numbers * (len(texts) + 1) + codes, return_inverse=True)[1]
-    return np.where(np.logical_or.reduce([c.missing for c in columns]), -1, numbers)
 
 
 def _check_parts(rows: Rows) -> None:

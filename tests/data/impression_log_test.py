@@ -1,5 +1,6 @@
 """Rows read from whatever files they come in."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import polars as pl
 import pytest
 
 from recjax.core.errors import DataError
+from recjax.data.check import check
 from recjax.data.fields import Categorical
 from recjax.data.identity import source_hash
 from recjax.data.impression_log import raw_of, read_libsvm, read_log
@@ -100,6 +102,18 @@ def test_columns_keep_what_they_hold() -> None:
     assert np.array_equal(raw_of(pl.Series(["a"], dtype=pl.Categorical)).values, ["a"])
     with pytest.raises(DataError, match="cannot be used"):
         raw_of(pl.Series([{"a": 1}]))
+
+
+def test_a_directory_of_rows_can_be_checked(tmp_path: Path) -> None:
+    data = write(tmp_path, train=pl.DataFrame(ROWS), test=pl.DataFrame(ROWS).head(2))
+    report = check(data)
+    assert report.ok and "splits: train 4, test 2" in report.understood
+    assert "column label: 2 values, mean 0.5" in report.understood
+    assert "column weather: 3 values, missing in 33.3%" in report.understood
+    wrong = check(dataclasses.replace(data, columns={"user_id": "usr"}))
+    assert not wrong.ok and 'no table has the column "usr"' in wrong.render()
+    pl.DataFrame({"label": [1]}).write_csv(tmp_path / "valid.csv")
+    assert "differ in their columns" in check(data).render()
 
 
 @pytest.mark.parametrize(
