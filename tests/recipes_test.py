@@ -123,21 +123,28 @@ def stages_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return functools.cache(lambda name: tmp_path_factory.mktemp(name))
 
 
-@every_stage
-def test_it_trains_sharded_in_its_tiny_mode(
-    stage: Path, examples: Callable, stages_of: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """A stage that needs what earlier ones leave behind comes after them, as in `recjax run`."""
-    stages, text = stages_of(stage.parent.name), stage.read_text()
+def leave_behind(stage: Path, stages: Path, examples: Callable) -> None:
+    """What a stage needs of earlier ones, and these of still earlier ones."""
+    text = stage.read_text()
     needed = [s for s in recipe_files(stage.parent.name) if "%STAGES" in text and f"'{s.stem}'" in text and s != stage]
     for earlier in needed:
         if (place := stages / earlier.stem).exists():
             continue
+        leave_behind(earlier, stages, examples)
         recipe = build(earlier, TINY, bindings=SHARDED, stages=stages)
         examples(recipe)
         train(recipe, place)
         for kind in read_header(earlier).infer.replace(",", " ").split():
             infer_run(load(recipe, place), kind=kind, out=place / "artifacts" / kind)
+
+
+@every_stage
+def test_it_trains_sharded_in_its_tiny_mode(
+    stage: Path, examples: Callable, stages_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A stage that needs what earlier ones leave behind comes after them, as in `recjax run`."""
+    stages = stages_of(stage.parent.name)
+    leave_behind(stage, stages, examples)
     recipe = build(stage, TINY, bindings=SHARDED, stages=stages)
     examples(recipe)
     outcome = train(recipe, tmp_path / stage.stem)
