@@ -93,10 +93,9 @@ def grouped(
             values, whole = {}, {}
             for system, logits in systems.items():
                 values[system], whole[system] = head_metrics(part, head_at, logits[head][known])
-                whole[system] |= {"rows": float(len(known))}
             title = f"{name}: {head}" if len(rows.heads) > 1 else name
-            groups[title] = Group(user_index=users, values=values, whole=whole)
-    return Task(about=about, groups=groups, shown=("rows", *_SHOWN))
+            groups[f"{title} ({len(known):,} rows)"] = Group(user_index=users, values=values, whole=whole)
+    return Task(about=about, groups=groups, shown=_SHOWN)
 
 
 def calibration_task(rows: Judged, systems: Mapping[str, Mapping[str, np.ndarray]]) -> Task:
@@ -114,7 +113,7 @@ def calibration_task(rows: Judged, systems: Mapping[str, Mapping[str, np.ndarray
             values = {
                 name: ratio_by_user(np.bincount(part.user, x, minlength=part.users), many) for name, x in sums.items()
             }
-            whole = {system: {"rows": float(mine.sum())}}
-            groups[f"{system}, tenth {tenth + 1}"] = Group(user_index=users, values={system: values}, whole=whole)
+            title = f"{system}, tenth {tenth + 1} ({int(mine.sum()):,} rows)"
+            groups[title] = Group(user_index=users, values={system: values})
     about = "Tenths of the rows by predicted probability: its mean, and how often it happened"
-    return Task(about=about, groups=groups, shown=("rows", "said", "happened"))
+    return Task(about=about, groups=groups, shown=("said", "happened"))
