@@ -121,7 +121,10 @@ class Assembly:
     """A recipe joined with its examples and a mesh: the model as a function, its step, its shardings."""
 
     def __init__(self, recipe: Recipe, examples: Sequence[Examples], devices: Sequence[Any] | None = None) -> None:
-        """Raises `ExamplesError` when the tasks do not share a vocabulary, `MeshError` when a batch cannot be split."""
+        """`examples` are those of all tasks that are `Mixture.evaluated`.
+
+        Raises `ExamplesError` when the tasks do not share a vocabulary, `MeshError` when a batch cannot be split.
+        """
         hashes = {e.vocab.hash for e in examples}
         if len(hashes) != 1:
             raise ExamplesError(
@@ -129,7 +132,8 @@ class Assembly:
                 where=", ".join(f"{e.manifest['task']}: {e.vocab.hash}" for e in examples),
                 mend="prepare them from the same data directory",
             )
-        self.recipe, self.examples, self.vocab = recipe, list(examples), examples[0].vocab
+        self.recipe, self.vocab = recipe, examples[0].vocab
+        self.evaluated, self.examples = list(examples), list(examples[: len(recipe.mixture.tasks)])
         self.mesh: Mesh = make_mesh(recipe.mesh, None if devices is None else list(devices))
         parts = self.mesh.size_of("batch") * recipe.accumulate
         if recipe.feed.batch_size % parts:
@@ -183,9 +187,9 @@ class Assembly:
                 mend="raise the max_length of the model, or lower Feed.history_length",
             )
 
-    def _make_facts(self) -> dict[str, jax.Array]:
+    def _make_facts(self) -> dict[str, Any]:
         """The arrays of the recipe's facts, laid out over the devices as the item tables are."""
-        found: dict[str, jax.Array] = {}
+        found: dict[str, Any] = {}
         for make in self.recipe.facts:
             for name, value in make(self.examples).items():
                 if not name.startswith("item/") or name in found:
@@ -297,13 +301,13 @@ class Assembly:
         """
         config = self.recipe.evaluation
         if isinstance(config, RankerEvaluation):
-            held = self.examples[task]
+            held = self.evaluated[task]
             return RankerEvaluator(held, split=split, config=config, model=self.model, mesh=self.mesh)
         if isinstance(config, CodesEvaluation):
-            return CodesEvaluator(self.examples[task], config=config, model=self.model, mesh=self.mesh)
+            return CodesEvaluator(self.evaluated[task], config=config, model=self.model, mesh=self.mesh)
         if isinstance(config, LabelEvaluation):
             return LabelEvaluator(
-                self.examples[task],
+                self.evaluated[task],
                 split=split,
                 config=config,
                 model=self.model,
@@ -312,7 +316,7 @@ class Assembly:
                 mesh=self.mesh,
             )
         return Evaluator(
-            self.examples[task],
+            self.evaluated[task],
             split=split,
             config=config,
             model=self.model,
@@ -349,14 +353,17 @@ class Assembly:
         shardings = jax.tree.map(lambda s: s.sharding, self.abstract_state())
         return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
-    def const(self) -> dict[str, jax.Array]:
-        """The facts about the examples that objectives may ask for (see `losses.objective`)."""
+    def const(self) -> dict[str, Any]:
+        """The facts about the examples that objectives may ask for (see `losses.objective`).
+
+        On devices that are only described, their shapes.
+        """
         count = np.stack([e.item_count for e in self.examples]).sum(axis=0, dtype=np.float32)
         valid, num_items = self.vocab.valid, self.vocab.num_items
         if self.tokens is not None:
             count, valid, num_items = self.tokens.counts(count), self.tokens.valid, sum(self.tokens.sizes)
         trained = valid & (count > 0)
-        const: dict[str, jax.Array] = {
+        const: dict[str, Any] = {
             "item_count": self.mesh.put(count, ("items",)),
             "item_valid": self.mesh.put(valid, ("items",)),
             "item_trained": self.mesh.put(trained, ("items",)),

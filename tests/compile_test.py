@@ -104,23 +104,38 @@ def test_the_flag_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--topology" in capsys.readouterr().err
 
 
+PLAIN = """from __gin__ import dynamic_registration
+from recjax.models import sequence
+from recjax.nn import transformer
+include '{tiny}'
+transformer.TransformerConfig.num_layers = 1
+transformer.TransformerConfig.dropout = 0.0
+sequence.Sequence.embedding_dropout = 0.0
+"""
+
+
 @pytest.mark.libtpu
 class TestForTpus:
     def test_two_slices_reduce_gradients_once(self, small: Recipe) -> None:
-        recipe = dataclasses.replace(small, mesh=MeshConfig(shape="replica=2,data=-1", preset="fsdp"))
+        encoder = dataclasses.replace(small.model.keywords["encoder"], width=128)  # small arrays are padded to 4 KiB
+        model = small.model.with_(encoder, 0.0)
+        mesh = MeshConfig(shape="replica=2,data=-1", preset="fsdp")
+        recipe = dataclasses.replace(small, model=model, mesh=mesh)
         found = compile_recipe(recipe, examples(small), describe("v5e:2x2", 2))
         assert found.memory.fits and found.cost is not None
         gradients = found.parameters * 4 / 4  # of which each chip of a slice holds a fourth
         between = found.cost.sent_between()
         assert found.times is not None and found.times.network > 0
-        assert gradients <= between <= 1.3 * gradients
+        assert gradients <= between < 2 * gradients  # the compiler leaves a matrix or two whole
 
     def test_the_verb(self, tiny_gin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        flags = [f"--gin_file={tiny_gin}", "--topology=v5e:1x1", f"--out={tmp_path / 'row.json'}"]
+        plain = tmp_path / "plain.gin"
+        plain.write_text(PLAIN.format(tiny=tiny_gin))
+        flags = [f"--gin_file={plain}", "--topology=v5e:1x1", f"--out={tmp_path / 'row.json'}"]
         assert cli.run(compile.main, flags) == 0
         assert "**Fits**" in capsys.readouterr().out
         row = json.loads((tmp_path / "row.json").read_text())
         assert row["fits"] and row["chips"] == 1 and row["seconds"]["bound"] > 0
-        # 2^21 rows of which a chip has to hold the logits, and three arrays of the table
-        assert cli.run(compile.main, [*flags, f"--rows={2**26}"]) == 1
+        # a table of 8 GiB, and two more of its size in the optimiser
+        assert cli.run(compile.main, [*flags, f"--rows={2**27}"]) == 1
         assert "Does not fit" in capsys.readouterr().out

@@ -28,7 +28,9 @@ _FREE = (
 _WRAPPERS = ("call", "async-start")
 _SLICES = ("dynamic-slice", "slice", "gather")
 # Custom calls that only reserve room or mark what the compiler does anyway.
-_BOOKKEEPING = re.compile("AllocateBuffer|AsyncCollective|Sharding|Barrier|annotate|ConsumeBuffer|Assume|Bitcast")
+_BOOKKEEPING = re.compile(
+    "AllocateBuffer|AsyncCollective|Sharding|Barrier|annotate|ConsumeBuffer|Bitcast|SliceId|ZeroCrop"
+)
 
 
 @dataclasses.dataclass(frozen=True)
