@@ -142,7 +142,10 @@ def test_the_files_mean_what_the_formulas_say(name: str, tmp_path: Path) -> None
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+HEAVY = ("llama", "qwen2")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.heavy if n in HEAVY else ()) for n in MODELS])
 def test_transformers_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     """A folder of ours, loaded by Hugging Face's own code."""
     torch, transformers = (pytest.importorskip(module) for module in ("torch", "transformers"))

@@ -14,12 +14,14 @@ from recjax.core.sharding import MeshConfig, make_mesh
 from recjax.models.sequence import Sequence
 from recjax.nn import cached
 from recjax.nn.config import TransformerConfig
+from recjax.nn.moe import MoeConfig
 
 B, L, V, M, T = 8, 12, 128, 6, 5
 LLAMA = {"position": "rotary", "num_kv_heads": 2, "norm": "rms", "bias": False, "ffn": "swiglu"}
 CONFIGS = {
     "learned": {},
     "llama": LLAMA,
+    "mixtral": {**LLAMA, "moe": MoeConfig(num_experts=4, kernel="blocks")},
     "scanned llama": {**LLAMA, "unroll": False, "num_layers": 3},
     "one block": {"num_layers": 1},
     "post": {"position": "none", "place": "post"},

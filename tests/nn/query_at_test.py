@@ -12,14 +12,23 @@ from recjax.core.module import Functional
 from recjax.core.sharding import MeshConfig, make_mesh
 from recjax.models.sequence import Sequence
 from recjax.nn.config import TransformerConfig
+from recjax.nn.moe import MoeConfig
+from recjax.nn.rotary import RopeScaling
 
 B, L, V = 8, 24, 128
+MIXTRAL = {"position": "rotary", "num_kv_heads": 2, "norm": "rms", "ffn": "swiglu", "bias": False}
 CONFIGS = {
     "pre, learned": {},
     "post": {"place": "post"},
     "one block": {"num_layers": 1},
     "scanned": {"unroll": False, "num_layers": 3},
     "rotary, grouped heads, rms": {"position": "rotary", "num_kv_heads": 2, "norm": "rms", "bias": False},
+    "mixtral, longer than trained": {
+        **MIXTRAL,
+        "moe": MoeConfig(num_experts=4, kernel="blocks"),
+        "rope_scaling": RopeScaling(kind="yarn", factor=2.0, trained_length=8),
+    },
+    "qwen": {**MIXTRAL, "qk_norm": True, "qkv_bias": True, "position": "none", "rope_theta": 1e6},
     "gated residual": {"residual": "gated", "ffn": "swiglu"},
     "library": {"kernel": "library"},
     "hstu": {"attention": "hstu", "ffn": "none", "relative": "position", "position": "none", "max_length": L},
