@@ -48,7 +48,7 @@ def _flat(parts: list[Any], names: list[str]) -> dict[str, np.ndarray]:
         Conversations(**COMMON, budget=SHORT, negatives=1),
         Instructions(**COMMON),
         WatchNext(**COMMON, budget=SHORT),
-        GenreAffinity(**COMMON, budget=SHORT, mask=False),
+        GenreAffinity(**COMMON, budget=SHORT, mask=False, together=2),
         Relevance(**COMMON),
     ],
     ids=lambda task: task.name,
