@@ -29,7 +29,7 @@ SPLITS = ("test", "valid")
 def evaluate_run(
     recipe: Recipe, workdir: Path, *, split: str = "test", checkpoint: str = "", cache: Path | None = None
 ) -> dict[str, Result]:
-    """Evaluate a checkpoint of `workdir` on every task of the mixture, and save what was found: task -> result.
+    """Evaluate a checkpoint of `workdir` on every task of the mixture, unseen ones too; saves task -> result.
 
     `checkpoint` chooses as in `trained.load`. Raises `CheckpointError` when there is none that fits. Nothing is found
     for a model that ranks nobody: what there is to say of its codes stands in their artifact.
@@ -44,7 +44,7 @@ def evaluate_run(
         "seeds": {"recipe": recipe.seed},
     }
     found = {}
-    for at, task in enumerate(recipe.mixture.tasks):
+    for at, task in enumerate(recipe.mixture.evaluated):
         evaluator = run.assembly.evaluator(split, at)
         assert not isinstance(evaluator, CodesEvaluator)
         if isinstance(evaluator, LabelEvaluator | RankerEvaluator):
@@ -58,7 +58,7 @@ def evaluate_run(
 
 def folder_of(recipe: Recipe, workdir: Path, split: str, task: str) -> Path:
     """Where the result of a task lies."""
-    return workdir / split / task if len(recipe.mixture.tasks) > 1 else workdir / split
+    return workdir / split / task if len(recipe.mixture.evaluated) > 1 else workdir / split
 
 
 def show(tables: Sequence[Table], note: str = "") -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def export_scores(
 def programs(model: Functional, params: Params, label_rows: Sequence[int], temperature: float) -> tuple[Any, Any]:
     """Two functions of weights by path: prompts [b, p] and lengths [b] to keys and values, these to logits."""
 
-    def prefill(weights: Mapping[str, jax.Array], ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
+    def prefill(weights: dict[str, jax.Array], ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
         slots = jax.numpy.arange(ids.shape[1], dtype=np.int32)[None]
         real = slots < lengths[:, None]
         batch = {"history_ids": ids, "positions": jax.numpy.where(real, slots, 0), "segment_ids": real.astype(np.int32)}
@@ -125,7 +125,7 @@ def programs(model: Functional, params: Params, label_rows: Sequence[int], tempe
         _, memory = module.prefill({**batch, "query_at": lengths[:, None] - 1})
         return tuple(memory.prompt.kept)
 
-    def branch(weights: Mapping[str, jax.Array], keys: Any, values: Any, lengths: Any, ids: Any, at: Any) -> jax.Array:
+    def branch(weights: dict[str, jax.Array], keys: Any, values: Any, lengths: Any, ids: Any, at: Any) -> jax.Array:
         module: Any = model.bind(from_paths(params, weights))
         memory = module.remember(Kept(keys, values), lengths)
         queries = module.branch(memory, ids, at)
@@ -141,10 +141,10 @@ def export_score_run(
 
     Raises `UnservableError` where the recipe has none.
     """
-    ranked = [at for at, examples in enumerate(assembly.examples) if examples.manifest.get("kind") == "ranking"]
+    ranked = [at for at, examples in enumerate(assembly.evaluated) if examples.manifest.get("kind") == "ranking"]
     if not ranked:
         raise UnservableError("no task of the recipe asks about candidates", expected="a ranking task in words")
-    rows = sorted({row for at in ranked for row in assembly.examples[at].manifest["label_rows"]})
+    rows = sorted({row for at in ranked for row in assembly.evaluated[at].manifest["label_rows"]})
     tasks, longest = [], 1
     for at in ranked:
         evaluator = assembly.evaluator("valid", at)
@@ -152,8 +152,8 @@ def export_score_run(
         records = evaluator.records("valid")
         longest = max(longest, int(records.suffix_lengths.max(initial=1)))
         fitted = fit_calibration(evaluator.scores(params).logits, records.label)
-        tasks.append(task_of(assembly.examples[at], rows, fitted))
-    tokenizer = assembly.examples[ranked[0]].text_vocab
+        tasks.append(task_of(assembly.evaluated[at], rows, fitted))
+    tokenizer = assembly.evaluated[ranked[0]].text_vocab
     assert tokenizer is not None
     most = max(task.prompts["budget"]["length"] for task in tasks)
     return export_scores(

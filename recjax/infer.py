@@ -204,13 +204,13 @@ def infer_run(run: trained.Trained, *, kind: str, out: Path, task: str = "", **o
 
     Raises `ConfigError` for a task that the recipe does not have.
     """
-    recipe, tasks = run.assembly.recipe, {e.manifest["task"]: e for e in run.assembly.examples}
+    recipe, tasks = run.assembly.recipe, {e.manifest["task"]: e for e in run.assembly.evaluated}
     if task and task not in tasks:
         raise ConfigError(f"the recipe has no task {task!r}", expected=f"one of: {', '.join(tasks)}")
     return infer(
         run.assembly.model,
         run.params,
-        tasks[task] if task else run.assembly.examples[0],
+        tasks[task] if task else run.assembly.evaluated[0],
         kind=kind,
         out=out,
         history_length=recipe.feed.history_length,

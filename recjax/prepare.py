@@ -103,7 +103,7 @@ def prepare(mixture: Mixture, cache: str | os.PathLike[str] | None = None) -> li
     missing, and `DataError` when the data cannot be used.
     """
     paths = []
-    for task in mixture.tasks:
+    for task in mixture.evaluated:
         place = place_of(task, cache)
         if not place.path.exists():
             _make(task, place)
@@ -116,7 +116,7 @@ def ensure_prepared(mixture: Mixture, cache: str | os.PathLike[str] | None = Non
 
     This process stays without TensorFlow. Raises what `prepare` raises.
     """
-    paths = [place_of(task, cache).path for task in mixture.tasks]
+    paths = [place_of(task, cache).path for task in mixture.evaluated]
     missing = [path for path in paths if not path.exists()]
     if missing:
         # Of several processes on a machine one starts the other process, which has a lock of its own.

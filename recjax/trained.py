@@ -54,7 +54,7 @@ def load(recipe: Recipe, workdir: Path, *, checkpoint: str = "", cache: Path | N
     )
     folder = workdir / CHECKPOINTS / saved.name_of(record.step)
     if isinstance(assembly.model, Adapted):
-        adapted, assembly = assembly.model, Assembly(dataclasses.replace(recipe, adapters=None), assembly.examples)
+        adapted, assembly = assembly.model, Assembly(dataclasses.replace(recipe, adapters=None), assembly.evaluated)
         places = assembly.mesh.shardings(assembly.model.axes)
         params = jax.jit(adapted.merge, out_shardings=places)(params)
     return Trained(assembly=assembly, params=assembly.with_facts(params), step=record.step, checkpoint=folder)

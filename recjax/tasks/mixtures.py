@@ -23,14 +23,19 @@ class Mixture:
     windows that an epoch of it has: T = 1 draws the windows of all tasks equally often, a high T comes near to equal
     rates (Raffel et al. 2020, section 3.5.2). All tasks of a mixture share one item vocabulary, which is checked when
     they are read.
+
+    `unseen` are tasks that nothing is trained on and no choice is made by: a trained model is evaluated on them, too,
+    to know what it can do that it was not taught.
     """
 
     tasks: Sequence[Task] = (NextItem(),)
     rates: Sequence[float] = ()
     temperature: float | None = None
+    unseen: Sequence[Task] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
+        object.__setattr__(self, "unseen", tuple(self.unseen))
         object.__setattr__(self, "rates", tuple(map(float, self.rates)) or (1.0,) * len(self.tasks))
         if not self.tasks:
             raise ConfigError("a mixture without tasks", where="Mixture.tasks", expected="at least one task")
@@ -44,11 +49,16 @@ class Mixture:
             raise ConfigError(f"rates {self.rates}", where="Mixture.rates", expected="numbers above 0")
         if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ConfigError(f"Mixture.temperature = {self.temperature}", expected="a number above 0")
-        names = [task.name for task in self.tasks]
+        names = [task.name for task in self.evaluated]
         if len(set(names)) != len(names):
             raise ConfigError(
                 f"tasks named {', '.join(names)}", where="Mixture.tasks", expected="a different `name` for each"
             )
+
+    @property
+    def evaluated(self) -> tuple[Task, ...]:
+        """All tasks, those that are trained on first."""
+        return (*self.tasks, *self.unseen)
 
     def resolved(self, examples: Sequence[int]) -> tuple[float, ...]:
         """The rates when the tasks have so many windows or examples; as they are when there is no temperature.
