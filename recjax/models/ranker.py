@@ -82,7 +82,7 @@ class Ranker(Module):
         self.trunk = self.experts.width if self.experts else width
         for head in served:
             setattr(self, f"head_{head.name}", self._make(head, self.trunk, rngs))
-        for part in (self.fields, self.interaction, *((self.experts,) if experts else ())):
+        for part in [p for p in (self.fields, self.interaction, self.experts) if p is not None]:
             if adapters is not None:
                 adapt(part, adapters, rngs)
             if products == "bfloat16":

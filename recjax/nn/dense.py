@@ -151,7 +151,7 @@ def merged(params: Params, domain: int) -> Params:
 
     Raises `ConfigError` where there is no such domain, or a layer without bias would need one.
     """
-    out = {k: merged(v, domain) if isinstance(v, Mapping) else v for k, v in params.items() if k not in _ADAPTER}
+    out = {k: merged(dict(v), domain) if isinstance(v, Mapping) else v for k, v in params.items() if k not in _ADAPTER}
     if "adapter_in" in params:
         inner, outer, shift = (params[name] for name in _ADAPTER)
         if not 0 <= domain < len(inner):

@@ -7,6 +7,7 @@ many fields it has, and the table is sharded and trained as that of items is. Th
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -73,12 +74,13 @@ class FieldVectors(Module):
         if unknown := [f.name for f in fields if f.kind not in (*ROW_KINDS, "numeric", "vector")]:
             raise ConfigError(f"fields of an unknown kind: {', '.join(unknown)}")
         self.config, self.first_order = config, first_order
-        self.rows = tuple((f.name, f.kind, f.width, f.of) for f in fields if f.kind in ROW_KINDS)
+        self.single = tuple(f.name for f in fields if f.kind == "categorical")
+        self.several = tuple((f.name, f.of) for f in fields if f.kind in ("multi_valued", "sequence"))
         self.projected = tuple(f.name for f in fields if f.kind == "vector")
         self.numeric = tuple(f.name for f in fields if f.kind == "numeric")
         by_vector = self.numeric if config.numeric == "vector" else ()
         self.shape = InputShape(
-            names=(*(name for name, *_ in self.rows), *self.projected, *by_vector),
+            names=(*self.single, *(name for name, _ in self.several), *self.projected, *by_vector),
             width=config.width,
             numbers=len(self.numeric) - len(by_vector),
         )
@@ -89,58 +91,56 @@ class FieldVectors(Module):
         normal = nnx.initializers.normal(1e-2)
         columns = config.width + first_order
         self.scaled = param(rngs, (len(by_vector), columns), (None, None), normal) if by_vector else None
-        for number, (_, kind, _, of) in enumerate(self.rows):
-            if kind == "sequence" and config.attention is not None and of:
-                self.shape.places((of,))
+        for number, field in enumerate(f for f in fields if f.kind in ("multi_valued", "sequence")):
+            if field.kind == "sequence" and config.attention is not None and field.of:
+                if field.of not in self.single:
+                    expected = ", ".join(self.single)
+                    raise ConfigError(f"no field {field.of!r} for {field.name!r} to attend to", expected=expected)
                 setattr(self, f"attention{number}", config.attention.make(config.width, rngs=rngs))
 
     def __call__(self, batch: Mapping[str, Any], table: Float[Array, "v e"], call: Pass) -> Inputs:
         """Reads `field/<name>` of every field."""
-        vectors: dict[str, jax.Array] = {}
-        first = jnp.zeros((), table.dtype)
-        histories: list[tuple[int, str, str]] = []
-        looked_up = self._look_up(batch, table)
-        for number, (name, kind, _, of) in enumerate(self.rows):
-            values, real = looked_up[name]
-            pooled = values[:, 0] if kind == "categorical" else self._pool(values, real)
-            vectors[name], first = self._split(pooled, first)
+        width, block, parts = self.config.width, *self._look_up(batch, table)
+        vectors = [block[..., :width]] if self.single else []
+        weights = [block[..., width:].sum((1, 2))]
+        for number, ((_, of), (values, real)) in enumerate(zip(self.several, parts, strict=True)):
+            pooled = self._pool(values, real)
+            weights.append(pooled[:, width:].sum(1))
+            pooled = pooled[:, :width]
             if hasattr(self, f"attention{number}"):
-                histories.append((number, name, of))
-        for number, name, of in histories:  # now that their targets are there
-            (values, real), attention = looked_up[name], getattr(self, f"attention{number}")
-            vectors[name] = attention(vectors[of], values[..., : self.config.width], real, call.part(number))
+                attention, target = getattr(self, f"attention{number}"), block[:, self.single.index(of), :width]
+                pooled = attention(target, values[..., :width], real, call.part(number))
+            vectors.append(pooled[:, None])
         for number, name in enumerate(self.projected):
-            vectors[name] = getattr(self, f"project{number}")(batch[f"field/{name}"], call)
+            vectors.append(getattr(self, f"project{number}")(batch[f"field/{name}"], call)[:, None])
+        rows = weights[0].shape[0]
         numbers = [batch[f"field/{name}"] for name in self.numeric]
+        values = jnp.stack(numbers, axis=1) if numbers else jnp.zeros((rows, 0), table.dtype)
         if self.scaled is not None:
-            for name, scale in zip(self.numeric, self.scaled[...], strict=True):
-                vectors[name], first = self._split(batch[f"field/{name}"][:, None] * scale[None], first)
-            numbers = []
-        rows = next(iter((*vectors.values(), *numbers))).shape[0]
-        empty = jnp.zeros((rows, 0, self.config.width), table.dtype)
-        stacked = jnp.stack([vectors[name] for name in self.shape.names], axis=1) if vectors else empty
-        return Inputs(
-            call.dropout(stacked, self.config.dropout),
-            jnp.stack(numbers, axis=1) if numbers else empty[:, :, 0],
-            jnp.broadcast_to(first, (rows,)) if self.first_order else None,
-        )
+            scaled = values[..., None] * self.scaled[...][None]
+            vectors.append(scaled[..., :width])
+            weights.append(scaled[..., width:].sum((1, 2)))
+            values = values[:, :0]
+        stacked = jnp.concatenate(vectors, axis=1) if vectors else jnp.zeros((rows, 0, width), table.dtype)
+        first = functools.reduce(jnp.add, weights) if self.first_order else None
+        return Inputs(call.dropout(stacked, self.config.dropout), values, first)
 
-    def _look_up(self, batch: Mapping[str, Any], table: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Rows [b, n, e] of every field that has some, zero where padded, and which are there [b, n]; one lookup."""
-        if not self.rows:
-            return {}
-        each = [batch[f"field/{name}"] for name, *_ in self.rows]
-        each = [ids[:, None] if ids.ndim == 1 else ids for ids in each]
-        ends, end = [], 0
-        for ids in each[:-1]:
-            ends.append(end := end + ids.shape[1])
-        found = jnp.split(lookup(table, jnp.concatenate(each, axis=1)), ends, axis=1)
-        return {name: (x, ids != PAD) for (name, *_), x, ids in zip(self.rows, found, each, strict=True)}
+    def _look_up(
+        self, batch: Mapping[str, Any], table: jax.Array
+    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        """In one lookup: vectors [b, s, e] of all fields of one value, which nobody need take apart, and of every field
+        of several values their vectors [b, n, e], zero where padded, and which are there [b, n]."""
+        several = [batch[f"field/{name}"] for name, _ in self.several]
+        ids = [*(batch[f"field/{name}"][:, None] for name in self.single), *several]
+        if not ids:
+            rows = next(x.shape[0] for name, x in batch.items() if name.startswith("field/"))
+            return jnp.zeros((rows, 0, table.shape[1]), table.dtype), []
+        ends = [len(self.single)]
+        for each in several[:-1]:
+            ends.append(ends[-1] + each.shape[1])
+        block, *parts = jnp.split(lookup(table, jnp.concatenate(ids, axis=1)), ends if several else [], axis=1)
+        return block, [(part, each != PAD) for part, each in zip(parts, several, strict=True)]
 
     def _pool(self, found: Float[Array, "b n e"], real: Bool[Array, "b n"]) -> Float[Array, "b e"]:
         total = found.sum(1)
         return total if self.config.pooling == "sum" else total / jnp.maximum(real.sum(1), 1)[:, None]
-
-    def _split(self, x: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The vector, and `first` with the weight behind it added."""
-        return (x[:, :-1], first + x[:, -1]) if self.first_order else (x, first)

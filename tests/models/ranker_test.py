@@ -111,7 +111,7 @@ def test_target_attention_weighs_a_history_by_the_candidate() -> None:
     model, data = model_of(inputs=FieldConfig(width=WIDTH, attention=attention)), batch()
     params = drawn(model)
     vectors, numbers = fields(params, data)
-    unit, table = params["fields"]["attention3"], np.float64(params["table"])
+    unit, table = params["fields"]["attention1"], np.float64(params["table"])
     history = np.zeros((B, WIDTH))
     for i in range(B):
         t = table[data["field/item"][i]]
