@@ -113,10 +113,10 @@ class Scorer:
                 real = asked.candidate >= 0
                 logits[asked.candidate[real]] = fetch(found)[real]
                 cost += asked.cost
-        bad = ~np.isfinite(logits).all(axis=1)
-        if bad.any():
+        bad = int((~np.isfinite(logits)).any(axis=1).sum())
+        if bad:
             raise TrainingError(
-                f"the model's output is not a number for {int(bad.sum())} of {len(bad)} candidates",
+                f"the model's output is not a number for {bad} of {len(logits)} candidates",
                 mend="evaluate an earlier checkpoint, or lower the learning rate and train again",
             )
         return Scores(logits, cost)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -186,7 +187,8 @@ def test_tables_show_what_there_is(prepared: Examples) -> None:
 
 
 def test_settings_and_splits_that_cannot_be() -> None:
-    for odd in ({"layout": "tiled"}, {"history": (5, 5)}, {"history": ()}, {"main": "recall@10"}, {"slots": 0}):
+    cases: list[dict[str, Any]] = [{"layout": "tiled"}, {"history": (5, 5)}, {"history": ()}, {"main": "recall@10"}]
+    for odd in (*cases, {"slots": 0}):
         with pytest.raises(ConfigError, match="LabelEvaluation"):
             LabelEvaluation(**odd)
 

@@ -20,7 +20,7 @@ from recjax.data.sources import DataDir, World
 from recjax.evaluate import evaluate_run
 from recjax.export import export_run
 from recjax.export_score import export_score_run
-from recjax.label_evaluation import LabelEvaluation
+from recjax.label_evaluation import LabelEvaluation, LabelEvaluator
 from recjax.losses.softmax import CatalogueSoftmax
 from recjax.models.sequence import Sequence
 from recjax.nn.config import TransformerConfig
@@ -94,6 +94,7 @@ def test_a_bundle_answers_as_the_evaluation_scores(recipe: Recipe, finished: Pat
     )
     bundle = ScoreBundle(path)
     judge = run.assembly.evaluator("test")
+    assert isinstance(judge, LabelEvaluator)
     records: RankingRecords = judge.records("test")
     want = judge.scores(run.params).logits
     columns = bundle.task().label_columns

@@ -28,8 +28,10 @@ def auc_by_user(
     if np.isnan(whole):
         return np.full(users, np.nan)
     above, below = _placements(scores, positive)
-    kinds = ((above, user[positive]), (below, user[~positive]))
-    return whole + users * sum(np.bincount(who, v - whole, minlength=users) / len(v) for v, who in kinds)
+    moved = np.full(users, whole)
+    for values, who in ((above, user[positive]), (below, user[~positive])):
+        moved += users * np.bincount(who, values - whole, minlength=users) / len(values)
+    return moved
 
 
 def grouped_auc(

@@ -73,9 +73,9 @@ def test_the_spread_over_users_is_that_of_the_metric() -> None:
         ),
         "log loss": (ratio_by_user(np.bincount(user, losses), many.astype(float)), lambda at, _: losses[at].mean()),
     }
-    starts = np.cumsum(many) - many
     drawn = rng.integers(0, users, (draws, users))
-    parts = [[np.arange(starts[u], starts[u] + many[u]) for u in row] for row in drawn]
+    rows = [np.flatnonzero(user == u) for u in range(users)]
+    parts = [[rows[u] for u in row] for row in drawn.tolist()]
     again = [(np.concatenate(p), np.repeat(np.arange(users), [len(x) for x in p])) for p in parts]
     for values, metric in metrics.values():
         found = interval(values, samples=2000)

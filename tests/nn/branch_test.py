@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,7 +55,7 @@ def draw() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
 def branched(model: Functional, params: dict, prompt, ids, lengths) -> np.ndarray:
     @jax.jit
     def run(params, prompt, ids, slots):
-        bound = model.bind(params)
+        bound: Any = model.bind(params)
         return bound.branch(bound.prefill(prompt)[1], ids, slots)
 
     return np.asarray(run(params, prompt, ids, lengths - 1))
@@ -128,7 +129,7 @@ def test_biases_by_distance_are_refused() -> None:
     prompt, ids, lengths = draw()
 
     def run(params: dict, prompt, ids, slots) -> jax.Array:
-        bound = model.bind(params)
+        bound: Any = model.bind(params)
         return bound.branch(bound.prefill(prompt)[1], ids, slots)
 
     with pytest.raises(ConfigError, match="several continuations"):

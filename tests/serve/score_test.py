@@ -131,17 +131,20 @@ def test_exported_equals_in_process(exported: Exported, bundle: ScoreBundle, cli
     assert body["tokens"] == len(prefix) + lengths.sum()
 
 
-def test_candidates_do_not_depend_on_company_and_prompts_are_remembered(bundle: ScoreBundle) -> None:
+def test_candidates_do_not_depend_on_company_and_prompts_are_remembered(
+    bundle: ScoreBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, prefix, suffixes = bundle.rows(ScoreQuestion(**ASKED))
     together = bundle.logits(prefix, suffixes)  # in two calls
-    prefill, calls = bundle._calls["prefill", 160], []
-    bundle._calls["prefill", 160] = lambda *args: calls.append(1) or prefill(*args)
+    programs: dict[tuple[str, int], Any] = dict(bundle._calls)
+    prefill, calls = programs["prefill", 160], []
+    programs["prefill", 160] = lambda *args: calls.append(1) or prefill(*args)
+    monkeypatch.setattr(bundle, "_calls", programs)
     for at in (4, 0, 2):
         np.testing.assert_allclose(bundle.logits(prefix, [suffixes[at]])[0], together[at], rtol=1e-5, atol=1e-6)
     assert not calls
     bundle.logits(prefix[:-1], suffixes[:1])
     assert len(calls) == 1
-    bundle._calls["prefill", 160] = prefill
 
 
 def test_old_events_are_dropped_and_other_tasks_asked(client: TestClient) -> None:
