@@ -2,7 +2,8 @@
 
     raw columns of a row --join--> and those of its item and user --impute--> --encode--> fields
 
-What items and users are known by is kept here too, so that a server needs the id of a candidate and nothing else of it.
+What items and users are known by is kept here too, and what counters and histories said when the log ended
+(`snapshots.py`), so that a server needs the id of a candidate and nothing else of it.
 Saved as `features.json` and, where fields have vectors, `features.npz`; numpy and JSON only.
 """
 
@@ -23,6 +24,7 @@ from recjax.core.folder import hash_of
 from recjax.data.field_encoder import FieldEncoder
 from recjax.data.imputation import Impute, imputed
 from recjax.data.raw import Raw
+from recjax.data.snapshots import Snapshot, filled
 
 FILE, ARRAYS = "features.json", "features.npz"
 TABLES = {"items": "item_id", "users": "user_id", "queries": "query_id"}
@@ -85,15 +87,20 @@ def completed(columns: Mapping[str, Raw], sides: Sequence[SideTable], rules: Seq
 
 @dataclass(frozen=True)
 class RankerFeatures:
-    """Side tables, rules of imputation, and the encoder."""
+    """Side tables, rules of imputation, the encoder, and what counters said when the log ended."""
 
     sides: tuple[SideTable, ...]
     rules: tuple[Impute, ...]
     encoder: FieldEncoder
+    snapshots: tuple[Snapshot, ...] = ()
 
     def store(self, columns: Mapping[str, Raw]) -> dict[str, np.ndarray]:
-        """Rows as records (see `FieldEncoder.store`)."""
-        return self.encoder.store(completed(columns, self.sides, self.rules))
+        """Rows as records (see `FieldEncoder.store`); counters that they lack are those of the end of the log."""
+        complete = completed(columns, self.sides, self.rules)
+        if self.snapshots:
+            columns = filled(columns, complete, self.snapshots)
+            complete = completed(columns, self.sides, self.rules)
+        return self.encoder.store(complete)
 
     def encode(self, columns: Mapping[str, Raw]) -> dict[str, np.ndarray]:
         """Rows as the fields of a batch."""
@@ -123,6 +130,7 @@ class RankerFeatures:
         """The columns that a row may say: all that are read, whether here or from a side table."""
         read = [*self.encoder.columns, *(side.key for side in self.sides)]
         read += [name for rule in self.rules for name in (rule.column, *rule.sources)]
+        read += [name for snapshot in self.snapshots for name in snapshot.on]
         known = {name for side in self.sides for name in side.columns}
         made = {f"{rule.column}.present" for rule in self.rules}
         return tuple(name for name in dict.fromkeys(read) if name not in known | made)
@@ -138,6 +146,7 @@ class RankerFeatures:
             "sides": [side.told() for side in self.sides],
             "rules": [rule.told() for rule in self.rules],
             "encoder": self.encoder.told(),
+            "snapshots": [snapshot.told() for snapshot in self.snapshots],
         }
 
     def files(self) -> dict[str, bytes]:
@@ -160,7 +169,8 @@ class RankerFeatures:
                     arrays = dict(found)
             sides = tuple(map(SideTable.from_told, told["sides"]))
             rules = tuple(Impute(**rule) for rule in told["rules"])
-            return cls(sides, rules, FieldEncoder.from_told(told["encoder"], arrays))
+            snapshots = tuple(map(Snapshot.from_told, told["snapshots"]))
+            return cls(sides, rules, FieldEncoder.from_told(told["encoder"], arrays), snapshots)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ExamplesError(
                 f"the fields of a ranker cannot be read: {error}",

@@ -7,6 +7,8 @@ the training split alone, so that no held-out label is ever part of a feature.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,56 +18,80 @@ from recjax.data.counters import DAY, Counter, counts_before, history_before
 from recjax.data.fields import PRESENT
 from recjax.data.raw import Raw
 from recjax.data.record import spans
+from recjax.data.snapshots import Snapshot, key_texts
 from recjax.tasks.impression_rows import TRAIN, Rows, times_of
 from recjax.tasks.impressions import Impressions
 
 Columns = dict[str, Raw]
 
 
-def earlier(task: Impressions, frame: pl.DataFrame, rows: Rows, columns: Columns) -> Columns:
+@dataclass(frozen=True)
+class _Log:
+    """All rows of a task: their columns, times and labels, and which of them are events."""
+
+    columns: Columns
+    times: np.ndarray
+    labels: np.ndarray
+    is_event: np.ndarray
+    heads: Sequence[str]
+
+
+def past(task: Impressions, frame: pl.DataFrame, rows: Rows, columns: Columns) -> tuple[Columns, tuple[Snapshot, ...]]:
     """The columns of the task's counters and histories for `rows` of the log `frame`, whose other columns are
-    `columns`. Raises `DataError` where there are no times, or a column is not there."""
+    `columns`, and what they are once the log has ended.
+
+    Raises `DataError` where there are no times, or a column is not there.
+    """
     if not task.counters and not task.histories:
-        return {}
+        return {}, ()
     times = times_of(frame, "Impressions.counters and histories")[rows.log]
-    events = (rows.item < 0) & ((rows.part == TRAIN) | (task.events == "all"))
-    heads, found = list(task.rules), {}
-    for counter in task.counters:
-        keys = _keys([_named(columns, name, "Counter.columns") for name in counter.columns])
-        found |= _counted(counter, heads, rows.labels, keys, times, events)
-    for history in task.histories:
-        keys = _keys([_named(columns, history.user, "History.user")])
-        item = _named(columns, history.item, "History.item")
-        mine = events & (keys >= 0) & ~item.missing
-        if history.head:
-            mine &= rows.labels[:, heads.index(history.head)] >= 0.5
-        begin, length, order = history_before((keys[mine], times[mine]), (keys, times), history.limit)
-        values = item.values[np.flatnonzero(mine)[order]][spans(begin, length)]
-        offsets = np.concatenate([np.zeros(1, np.int64), length.cumsum()])
-        found[history.column] = Raw(values, np.zeros(len(keys), bool), offsets)
-    return found
+    is_event = (rows.item < 0) & ((rows.part == TRAIN) | (task.events == "all"))
+    log = _Log(columns, times, rows.labels, is_event, list(task.rules))
+    found, snapshots = {}, []
+    for one in (*task.counters, *task.histories):
+        on = one.columns if isinstance(one, Counter) else (one.user,)
+        parts = [_named(columns, name, f"{type(one).__name__}") for name in on]
+        keys = _keys(parts)
+        tell = _counted if isinstance(one, Counter) else _remembered
+        found |= tell(one, log, keys, keys, times)
+        met, first = np.unique(keys[is_event & (keys >= 0)], return_index=True)
+        texts = key_texts([part.take(np.flatnonzero(is_event & (keys >= 0))[first]) for part in parts])
+        asked = np.append(met, keys.max(initial=0) + 1)  # the last key has no event
+        ended = np.full(len(asked), times[is_event].max(initial=0) + 1)
+        snapshots.append(Snapshot(tuple(on), tuple(map(str, texts)), tell(one, log, keys, asked, ended)))
+    return found, tuple(snapshots)
 
 
-def _counted(
-    counter: Counter, heads: Sequence[str], labels: np.ndarray, keys: np.ndarray, times: np.ndarray, events: np.ndarray
-) -> Columns:
-    """The columns of one counter; missing where a key is."""
-    amounts = np.concatenate([np.ones((len(times), 1)), labels >= 0, np.maximum(labels, 0)], axis=1)
+def _counted(counter: Any, log: _Log, keys: np.ndarray, asked: np.ndarray, when: np.ndarray) -> Columns:
+    """The columns of a counter for keys `asked` at times `when`; missing where a key is."""
+    amounts = np.concatenate([np.ones((len(keys), 1)), log.labels >= 0, np.maximum(log.labels, 0)], axis=1)
     window = {"window": counter.days * DAY, "delay": counter.delay}
 
-    def before(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def before(keys: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Events, and for each head those with a label and the sum of these labels."""
-        mine = events & (keys >= 0)
-        sums = counts_before((keys[mine], times[mine]), amounts[mine], (keys, times), **window)
+        mine = log.is_event & (keys >= 0)
+        sums = counts_before((keys[mine], log.times[mine]), amounts[mine], (asked, when), **window)
         known, positive = np.split(sums[:, 1:], 2, axis=1)
         return sums[:, 0], known, positive
 
-    count, shown, positive = before(keys)
-    _, shown_to_all, positive_of_all = before(np.zeros(len(keys), np.int64))
+    count, shown, positive = before(keys, asked)
+    _, shown_to_all, positive_of_all = before(np.zeros_like(keys), np.zeros_like(asked))
     rate = (positive_of_all + 1) / (shown_to_all + 2)
     share = (positive + counter.prior * rate) / (shown + counter.prior)
-    found = {f"{counter.name}.count": Raw(count, keys < 0)}
-    return found | {f"{counter.name}.{head}": Raw(share[:, k], keys < 0) for k, head in enumerate(heads)}
+    found = {f"{counter.name}.count": Raw(count, asked < 0)}
+    return found | {f"{counter.name}.{head}": Raw(share[:, k], asked < 0) for k, head in enumerate(log.heads)}
+
+
+def _remembered(history: Any, log: _Log, keys: np.ndarray, asked: np.ndarray, when: np.ndarray) -> Columns:
+    """The column of a history for keys `asked` at times `when`; missing where a key is."""
+    item = _named(log.columns, history.item, "History")
+    mine = log.is_event & (keys >= 0) & ~item.missing
+    if history.head:
+        mine &= log.labels[:, log.heads.index(history.head)] >= 0.5
+    begin, length, order = history_before((keys[mine], log.times[mine]), (asked, when), history.limit)
+    values = item.values[np.flatnonzero(mine)[order]][spans(begin, length)]
+    offsets = np.concatenate([np.zeros(1, np.int64), length.cumsum()])
+    return {history.column: Raw(values, asked < 0, offsets)}
 
 
 def _named(columns: Mapping[str, Raw], name: str, where: str) -> Raw:

@@ -1,7 +1,7 @@
 """What an impression task does with a log: rows, what was known before them, fields fitted on training rows, records.
 
 The columns of a row are completed and encoded by `RankerFeatures`, the object that a server uses; it is kept beside the
-examples. Counters and histories are columns made here, of strictly earlier events, and at serving part of a request.
+examples, with what counters and histories say once the log has ended.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from recjax.data.raw import Raw
 from recjax.data.record import Column, Field, spans
 from recjax.data.titles import title_column
 from recjax.data.vocab import ItemVocab
-from recjax.tasks.impression_past import Columns, earlier
+from recjax.tasks.impression_past import Columns, past
 from recjax.tasks.impression_rows import TRAIN, Rows, kept_rows, labels_of, parts_of, times_of, with_negatives
 from recjax.tasks.impressions import Impressions
 from recjax.tasks.work import Work
@@ -40,7 +40,8 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
     rows = Rows(np.arange(frame.height), part, labels, np.full(frame.height, -1))
     rows, unfound = with_negatives(task, rows, users, items, len(item_ids))
     columns = _columns(task, frame, sides, rows, item_ids)
-    columns |= earlier(task, frame, rows, completed(columns, sides, task.imputation))
+    known_before, snapshots = past(task, frame, rows, completed(columns, sides, task.imputation))
+    columns |= known_before
 
     kept = np.flatnonzero(kept_rows(task, rows))
     kept = kept[np.lexsort((kept, rows.log[kept]))]  # drawn rows stand with the row they were drawn for
@@ -49,7 +50,7 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
     complete = completed(columns, sides, task.imputation)
     trained = np.flatnonzero(rows.part == TRAIN)
     encoder = FieldEncoder.fit(task.fields, {n: c.take(trained) for n, c in complete.items()}, log.vectors)
-    features = RankerFeatures(_read(sides, task, encoder), tuple(task.imputation), encoder)
+    features = RankerFeatures(_read(sides, task, encoder), tuple(task.imputation), encoder, snapshots)
     vocab, catalogue = _catalogue(task, log, frame, rows, items, item_ids)
     number, domains = _by_size(domain[rows.log], rows.part, domains)
     made = {
@@ -164,6 +165,7 @@ def _sides(task: Impressions, log: ImpressionLog, frame: pl.DataFrame) -> list[S
 def _read(sides: Sequence[SideTable], task: Impressions, encoder: FieldEncoder) -> tuple[SideTable, ...]:
     """The side tables with only the columns that encoding needs, in the order of their ids."""
     needed = {*encoder.columns, *(name for rule in task.imputation for name in (rule.column, *rule.sources))}
+    needed |= {column for counter in task.counters for column in counter.columns}
     found = []
     for side in sides:
         columns = {name: column for name, column in side.columns.items() if name in needed}

@@ -107,6 +107,36 @@ def test_what_happens_later_changes_no_feature() -> None:
         np.testing.assert_array_equal(values, found[1][name], err_msg=name)
 
 
+def test_a_request_after_the_log_knows_what_a_row_after_it_would(tmp_path: Path) -> None:
+    """Counters and histories that a request does not bring are those of the end of the log, to the byte."""
+    tables = WORLD.tables()
+    rows = tables.interactions.sort("timestamp").drop("order")
+    rng = np.random.default_rng(1)
+    asked = rows.sample(60, seed=0).with_columns(
+        user_id=pl.Series(rng.integers(1, 45, 60)),  # some were never seen
+        item_id=pl.Series(rng.integers(1, 35, 60)),
+        timestamp=pl.lit(int(rows["timestamp"].to_numpy()[-1]) + 1, pl.Int64),
+    )
+    split = pl.Series(["train"] * rows.height + ["valid"] * 5 + ["test"] * 55)
+    log = ImpressionLog(
+        rows=pl.concat([rows, asked]).with_columns(split=split),
+        sides={"items": tables.items, "users": tables.users},
+    )
+    late = Counter(columns=("user_id", "genre"), days=2, delay=600)
+    for counters in (COUNTERS, (COUNTERS[0], late)):
+        work = impressions(split="given", counters=counters).work_on(log)
+        for name, content in work.files.items():
+            (tmp_path / name).write_bytes(content)
+        features = RankerFeatures.load(tmp_path)
+        assert "item_id.count" in features.asked and "genre" not in features.asked
+        wanted = features.encoder.batch({name: column(work, name, "test") for name in features.encoder.widths})
+        requests = asked.tail(55).select("user_id", "item_id", "device").to_dicts()
+        for name, values in features.rows(requests).items():
+            np.testing.assert_array_equal(values, wanted[name], err_msg=name)
+    brought = features.rows([{**requests[0], "item_id.count": 1e9, "history": [3]}])
+    assert brought["field/item_id.count"] == 5 and brought["field/history"][0, 1] == 0
+
+
 def test_counters_and_histories_know_what_came_before() -> None:
     frame = pl.DataFrame(
         {
