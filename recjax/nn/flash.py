@@ -17,8 +17,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from recjax.core.errors import ConfigError
-from recjax.core.sharding import active, platform
+from recjax.core.sharding import active
 from recjax.nn.attention import Masks, all_allowed, scale_of
+from recjax.nn.kernels import check_device, tokamax
 
 LANES = 128
 _BLOCKS = (512, 256, LANES)
@@ -40,7 +41,7 @@ def attend_splash(
     Rows are padded to a multiple of 128 slots. Raises `ConfigError` on another device, and for a prefix or parents.
     """
     if not interpret:
-        _check("splash", ("tpu",))
+        check_device("splash", ("tpu",), where="TransformerConfig", instead="blocks")
     if masks.prefix is not None or masks.parents is not None:
         raise ConfigError("splash attention knows no prefix and no parents", mend='TransformerConfig.kernel = "blocks"')
     q = q * jnp.asarray(scale_of(q.shape[-1], scale), q.dtype)
@@ -64,28 +65,10 @@ def attend_tokamax(
     bias: Float[Array, "h q s"] | None = None,
 ) -> Float[Array, "b q h k"]:
     """`attend` without dropout by tokamax; raises `ConfigError` without the library, and on a CPU."""
-    _check("tokamax", ("gpu", "tpu"))
-    try:
-        tokamax: Any = importlib.import_module("tokamax")
-    except ImportError:
-        raise ConfigError(
-            "the library tokamax is not installed",
-            where='TransformerConfig.kernel = "tokamax"',
-            mend='pip install tokamax, or kernel = "blocks"',
-        ) from None
+    library, own = tokamax(where="TransformerConfig", instead="blocks")
     mask = all_allowed(masks, causal)[:, None]
     bias = None if bias is None else bias[None].astype(q.dtype)
-    return tokamax.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale)
-
-
-def _check(kernel: str, known: tuple[str, ...]) -> None:
-    if (here := platform()) not in known:
-        raise ConfigError(
-            f"{kernel} attention does not run on {here}",
-            where=f"TransformerConfig.kernel = {kernel!r}",
-            expected=f"one of {known}",
-            mend='kernel = "blocks"',
-        )
+    return library.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale, implementation=own)
 
 
 def _splash(q: Any, k: Any, v: Any, q_segments: Any, k_segments: Any, *, causal: bool, interpret: bool) -> jax.Array:

@@ -9,7 +9,6 @@ out as a masked one, as large as all groups together for each of them.
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -17,8 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from recjax.core.errors import ConfigError
-from recjax.core.sharding import platform
+from recjax.nn.kernels import tokamax
 from recjax.nn.linear import transposed
 
 GroupedKernel = Literal["ragged_dot", "blocks", "tokamax"]
@@ -48,25 +46,8 @@ def _kernel(name: GroupedKernel) -> Callable[..., jax.Array]:
         return jax.lax.ragged_dot
     if name == "blocks":
         return _by_blocks
-    if platform() == "cpu":
-        raise ConfigError(
-            "tokamax has no grouped product for CPU",
-            where='MoeConfig.kernel = "tokamax"',
-            mend='kernel = "blocks"',
-        )
-    return _tokamax().ragged_dot
-
-
-@functools.cache
-def _tokamax() -> Any:
-    try:
-        return importlib.import_module("tokamax")
-    except ImportError:
-        raise ConfigError(
-            "the library tokamax is not installed",
-            where='MoeConfig.kernel = "tokamax"',
-            mend='pip install tokamax, or kernel = "ragged_dot"',
-        ) from None
+    library, own = tokamax(where="MoeConfig", instead="ragged_dot")
+    return functools.partial(library.ragged_dot, implementation=own)
 
 
 @jax.custom_vjp
