@@ -1,12 +1,14 @@
 """What it costs to score candidates by label words: two layouts that share the prompt beside scoring each alone.
 
     python benchmarks/label_scoring.py [--prefix 1024] [--candidates 32] [--suffix 64] [--prompts 1] [--rounds 5]
-        [--layers 4] [--width 256] [--vocabulary 32768] [--slots 16384] [--dtype float32] [--experts 0]
+        [--layers 4] [--width 256] [--vocabulary 32768] [--slots 16384] [--naive_slots 0] [--dtype float32]
+        [--experts 0]
 
 A Llama-like decoder (rotary positions, four query heads for each key head, SwiGLU; `--experts` n: n experts, two for
 each token) with random weights reads prompts of random tokens, each with its candidates, and gives the logits of two
 label words for every candidate: `recjax.scoring` from the host's records to logits on the host. Layouts run in turn,
-`naive` first; all give the same logits, which is checked.
+`naive` first; all give the same logits, which is checked. A batch has about so many `--slots`; `--naive_slots` gives
+the naive layout batches of another size, as it may be faster with few rows at a time.
 
 Prints markdown: seconds of the fastest round, candidates a second, how many times faster than naive (the median over
 rounds, in which the layouts run in turn), tokens read for each candidate and the share that need not be read again,
@@ -105,13 +107,14 @@ def temporary(model: Functional, params: dict, records: RankingRecords, layout: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"prefix": 1024, "candidates": 32, "suffix": 64, "prompts": 1, "rounds": 5, "layers": 4, "width": 256}
-    for name, default in {**sizes, "vocabulary": 32768, "slots": 16384, "experts": 0}.items():
+    for name, default in {**sizes, "vocabulary": 32768, "slots": 16384, "naive_slots": 0, "experts": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     records, (model, params) = records_of(args), model_of(args)
-    scorers = {name: Scorer(model, label_rows=LABELS, layout=name, slots=args.slots) for name in LAYOUTS}
+    slots = dict.fromkeys(LAYOUTS, args.slots) | {"naive": args.naive_slots or args.slots}
+    scorers = {name: Scorer(model, label_rows=LABELS, layout=name, slots=slots[name]) for name in LAYOUTS}
     scores = {name: scorer(params, records) for name, scorer in scorers.items()}
     tolerance = 1e-4 if args.dtype == "float32" else 0.3
     apart = max(float(np.abs(found.logits - scores["naive"].logits).max()) for found in scores.values())
@@ -130,7 +133,7 @@ def main() -> None:
     print("|---|" + "---:|" * 6)
     for at, name in enumerate(LAYOUTS):
         fastest, ratio = seconds[:, at].min(), np.median(seconds[:, 0] / seconds[:, at])
-        cost, needs = scores[name].cost.report(), temporary(model, params, records, name, args.slots) / MB
+        cost, needs = scores[name].cost.report(), temporary(model, params, records, name, slots[name]) / MB
         tokens = f"{cost['tokens_per_candidate']:,.0f} | {cost['prefix_reuse']:.1%}"
         print(
             f"| {name} | {fastest:.3f} | {records.candidates / fastest:,.0f} | {ratio:.1f} | {tokens} | {needs:,.1f} |"

@@ -110,7 +110,7 @@ def test_a_bundle_answers_as_the_evaluation_scores(recipe: Recipe, finished: Pat
 
 def test_a_recipe_without_questions_has_no_bundle(recipe: Recipe, finished: Path, tmp_path: Path) -> None:
     run = load(recipe, finished)
-    run.assembly.examples[:] = run.assembly.examples[1:]
+    run.assembly.evaluated[:] = run.assembly.evaluated[1:]
     with pytest.raises(UnservableError, match="asks about candidates"):
         export_run(run, tmp_path / "none")
 
