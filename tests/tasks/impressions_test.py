@@ -10,13 +10,17 @@ import pytest
 
 from recjax.core.errors import ConfigError, DataError
 from recjax.data.counters import Counter, History
+from recjax.data.examples import Examples
 from recjax.data.fields import Bucketed, Categorical, Cross, MultiValued, Numeric, SequenceOf
 from recjax.data.impression_log import ImpressionLog
 from recjax.data.ranker_features import RankerFeatures
 from recjax.data.rated_world import RatedWorld
+from recjax.data.shards import MemorySource
 from recjax.data.sources import DataDir
+from recjax.prepare import prepare
 from recjax.tasks import seqio_bridge
 from recjax.tasks.impressions import Impressions, Rule
+from recjax.tasks.mixtures import Mixture
 from recjax.tasks.work import Work, columns_of, examples_of
 
 FIELDS = (
@@ -54,16 +58,19 @@ def work() -> Work:
 
 
 @pytest.mark.tensorflow
-def test_seqio_and_numpy_give_the_same_examples(work: Work) -> None:
+def test_seqio_numpy_and_prepare_give_the_same_examples(work: Work, tmp_path: Path) -> None:
+    """Preparing skips seqio, because there is no step to take; it must not matter."""
     task = seqio_bridge.seqio_task(work)
+    prepared = Examples.open(prepare(Mixture(tasks=(impressions(),)), tmp_path)[0])
     for split, schema in work.schemas.items():
         plain = columns_of(list(examples_of(work, split)), schema)
-        parts = list(seqio_bridge.materialise(task, split))
+        parts, source = list(seqio_bridge.materialise(task, split)), prepared.source(split)
+        assert isinstance(source, MemorySource)
         for field in schema:
-            assert np.concatenate([p[field.name].values for p in parts]).dtype == np.dtype(field.dtype)
-            np.testing.assert_array_equal(
-                np.concatenate([p[field.name].values for p in parts]), plain[field.name].values
-            )
+            values = np.concatenate([p[field.name].values for p in parts])
+            assert values.dtype == source.columns[field.name].values.dtype == np.dtype(field.dtype)
+            np.testing.assert_array_equal(values, plain[field.name].values)
+            np.testing.assert_array_equal(source.columns[field.name].values, plain[field.name].values)
 
 
 def test_a_logged_request_gives_the_bytes_of_its_training_row(tmp_path: Path) -> None:
@@ -87,6 +94,7 @@ def test_what_happens_later_changes_no_feature() -> None:
     """The records before a time are the same whatever is logged from then on, but for what is fitted."""
     rows = WORLD.tables().interactions.sort("timestamp").drop("order")
     tables, cut = WORLD.tables(), 1000
+    assert tables.items is not None and tables.users is not None
     now = rows["timestamp"][cut]
     rng = np.random.default_rng(0)
     early, later = rows.filter(pl.col("timestamp") < now), rows.filter(pl.col("timestamp") >= now)
@@ -110,6 +118,7 @@ def test_what_happens_later_changes_no_feature() -> None:
 def test_a_request_after_the_log_knows_what_a_row_after_it_would(tmp_path: Path) -> None:
     """Counters and histories that a request does not bring are those of the end of the log, to the byte."""
     tables = WORLD.tables()
+    assert tables.items is not None and tables.users is not None
     rows = tables.interactions.sort("timestamp").drop("order")
     rng = np.random.default_rng(1)
     asked = rows.sample(60, seed=0).with_columns(
