@@ -31,6 +31,10 @@ from recjax.recipe import Assembly, Recipe
 
 _SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _LARGEST = 8
+UNREADABLE = (
+    "What it costs is not known: this jaxlib cannot read the program that libtpu has made. jax says which libtpu goes "
+    "with it: pip install 'recjax[tpu]'."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ class Compiled:
     """What compiling a train step found; per device where it says nothing else.
 
     `parameters` and `tokens` (slots of one step) are of the whole run, `model_flops` those of the model's formula
-    (`recjax.core.flops`) for a step. `text` is the program. Without one that fits there is no `cost`.
+    (`recjax.core.flops`) for a step. `text` is the program. Without one that fits and can be read there is no `cost`.
     """
 
     recipe: str
@@ -142,8 +146,9 @@ def compile_recipe(recipe: Recipe, examples: Sequence[Examples], topology: Topol
             temporaries=stats.temp_size_in_bytes,
             code=stats.generated_code_size_in_bytes,
         )
-        text = program.as_text() or ""
-        cost = cost_of(hlo.parse(text), devices=len(topology.devices), slices=topology.slices)
+        text = text_of(program)
+        if text:
+            cost = cost_of(hlo.parse(text), devices=len(topology.devices), slices=topology.slices)
     tokens = math.prod(batch["weight"].shape)
     return Compiled(
         recipe=recipe.name,
@@ -160,6 +165,14 @@ def compile_recipe(recipe: Recipe, examples: Sequence[Examples], topology: Topol
         advice=tuple(advice(memory, topology.chip, setting)),
         text=text,
     )
+
+
+def text_of(program: Any) -> str:
+    """The text of a compiled program; "" where this jaxlib cannot read what another version of libtpu has written."""
+    try:
+        return program.as_text() or ""
+    except jax.errors.JaxRuntimeError:
+        return ""
 
 
 def refused(message: str, *, state: int, arguments: int) -> Memory | None:
@@ -196,6 +209,8 @@ def render(found: Compiled) -> str:
     lines += [f"| all | {memory.total / mib:,.0f} |", f"| there is | {(memory.room or chip.memory) / mib:,.0f} |", ""]
     lines += [f"**{'Fits' if memory.fits else 'Does not fit'}** ({memory.total / chip.memory:.0%} of the {device})."]
     lines += [f"- {line}" for line in found.advice]
+    if memory.fits and found.cost is None:
+        lines += ["", UNREADABLE]
     return "\n".join(lines + ([""] + _costs(found) if found.cost else [])) + "\n"
 
 

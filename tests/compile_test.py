@@ -95,6 +95,17 @@ def test_what_a_compiler_says_that_gave_up(message: str, needed: float, room: fl
     assert found is not None and not found.fits
 
 
+def test_a_program_that_cannot_be_read_still_has_a_size(whole: Compiled) -> None:
+    class Foreign:
+        def as_text(self) -> str:
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure: async-update instruction")
+
+    assert compile.text_of(Foreign()) == ""
+    found = dataclasses.replace(whole, cost=None, text="")
+    assert "**Fits**" in render(found) and compile.UNREADABLE in render(found)
+    assert found.row()["fits"] and "yes" in summary([found.row()])
+
+
 def test_other_errors_are_not_about_memory() -> None:
     assert refused("INVALID_ARGUMENT: something of 3G and 4G", state=1, arguments=2) is None
 
