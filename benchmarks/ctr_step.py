@@ -16,7 +16,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
@@ -37,7 +37,8 @@ from recjax.nn.crossing import Cross
 from recjax.nn.field_vectors import FieldConfig
 from recjax.nn.tower import TowerConfig
 
-PRODUCTS = ("float32", "bfloat16")
+Products = Literal["float32", "bfloat16"]
+PRODUCTS: tuple[Products, ...] = ("float32", "bfloat16")
 Batch = dict[str, np.ndarray]
 
 
@@ -62,7 +63,7 @@ def batches(args: argparse.Namespace, rows: int) -> Iterator[Batch]:
         yield batch
 
 
-def recjax_step(args: argparse.Namespace, rows: int, products: str) -> tuple[Callable[[Batch], float], Any]:
+def recjax_step(args: argparse.Namespace, rows: int, products: Products) -> tuple[Callable[[Batch], float], Any]:
     """A step that gives its loss, and the parameters that it starts from."""
     fields = shapes(args, rows)
     interaction = Cross(layers=args.layers, deep=TowerConfig(widths=tuple(args.widths)))

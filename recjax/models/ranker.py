@@ -94,8 +94,10 @@ class Ranker(Module):
         name_batch_norms(self)
 
     def _make(self, head: Head, width: int, rngs: Rngs) -> HeadLayers:
-        output = None if head.tower or self.experts or head.beside else self.interaction.output(rngs=rngs)
-        return HeadLayers(head, width, output, rngs=rngs)
+        """A head that reads what the interaction made has the output layer that goes with it."""
+        towers = {h.name: h.tower for h in self.served}
+        reads_trunk = not (head.tower or self.experts or towers.get(head.beside))
+        return HeadLayers(head, width, self.interaction.output(rngs=rngs) if reads_trunk else None, rngs=rngs)
 
     def __call__(self, batch: dict[str, Any], *, train: bool, key: Key[Array, ""] | None) -> dict[str, jax.Array]:
         """Reads `field/<name>` of every field and, for adapters and gates, `domain`."""

@@ -19,6 +19,7 @@ from recjax.nn.dense import DomainAdapters
 from recjax.nn.experts import Mmoe, Ple
 from recjax.nn.factorization import FactorizationMachine
 from recjax.nn.field_vectors import FieldConfig
+from recjax.nn.final_mlp import FinalMlp
 from recjax.nn.interaction import Flat
 from recjax.nn.target_attention import TargetAttention
 from recjax.nn.tower import TowerConfig
@@ -214,12 +215,17 @@ def test_every_task_of_ple_has_experts_of_its_own() -> None:
 TAUGHT = (Head(name="click"), Head(name="soft", beside="click"))
 
 
-def test_a_head_that_is_taught_is_drawn_last_and_is_not_served() -> None:
-    with_it, without = model_of(heads=TAUGHT), model_of(heads=TAUGHT[:1])
+FUSED = FinalMlp(first=TowerConfig(widths=(4,)), second=TowerConfig(widths=(4,)), gate=None)
+
+
+@pytest.mark.parametrize("interaction", [Flat(deep=DEEP), FactorizationMachine(), FUSED], ids=["mlp", "fm", "final"])
+def test_a_head_that_is_taught_is_drawn_last_and_is_not_served(interaction: Any) -> None:
+    with_it, without = (model_of(heads=heads, interaction=interaction) for heads in (TAUGHT, TAUGHT[:1]))
     params, plain = with_it.init(jax.random.key(0)), without.init(jax.random.key(0))
     assert set(params) - set(plain) == {"head_soft"}
     jax.tree.map(np.testing.assert_array_equal, {k: params[k] for k in plain}, plain)
-    served = model_of(heads=TAUGHT, auxiliary=False)
+    assert jax.tree.map(jnp.shape, params["head_soft"]) == jax.tree.map(jnp.shape, params["head_click"])
+    served = model_of(heads=TAUGHT, auxiliary=False, interaction=interaction)
     kept = without_auxiliary(params, served)
     assert jax.tree.map(jnp.shape, kept) == jax.tree.map(jnp.shape, plain)
     data = batch()
@@ -229,7 +235,7 @@ def test_a_head_that_is_taught_is_drawn_last_and_is_not_served() -> None:
     answers = answer(served, kept, data)
     np.testing.assert_array_equal(answers["logit/click"], training["logit/click"])
     with pytest.raises(ConfigError):
-        without_auxiliary(plain, model_of(heads=TAUGHT))
+        without_auxiliary(plain, with_it)
 
 
 @pytest.mark.parametrize("stop", [False, True])
