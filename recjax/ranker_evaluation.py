@@ -103,7 +103,8 @@ class RankerEvaluator:
         label = self.reader.column("labels")[:, [heads.index(head) for head in self.heads]]
         has_domains = bool(examples.manifest["domains"])
         domain = self.reader.column("domain") if has_domains else None
-        self.rows = Judged(self.heads, label, user, len(self.user_index), domain)
+        request = self.reader.column("request") if examples.manifest["has_requests"] else None
+        self.rows = Judged(self.heads, label, user, len(self.user_index), domain, request)
         self._step = jax.jit(lambda params, batch: self._logits(model, params, batch))
 
     def __call__(self, params: Params) -> System:

@@ -17,31 +17,34 @@ from recjax.metrics.binary import (
     sigmoid,
 )
 from recjax.metrics.calibration import calibration_error
+from recjax.metrics.requests import request_metrics_by_user
 from recjax.results import System
 from recjax.slices import Group, Task
 
 METRICS = (
     *("auc", "grouped_auc", "log_loss", "normalised_entropy", "calibration", "calibration_error"),
-    *("weighted_auc", "domain_auc"),
+    *("weighted_auc", "domain_auc", "request_ndcg@10", "request_mrr"),
 )
+_CUTOFF = 10
 _SHOWN = ("auc", "log_loss", "calibration")
 
 
 class Judged(NamedTuple):
-    """Rows to be judged: labels [n, heads], -1 where unknown; the number of each row's user, 0 to `users` - 1; and its
-    domain, as a number, where rows have any."""
+    """Rows to be judged: labels [n, heads], -1 where unknown; the number of each row's user, 0 to `users` - 1; and the
+    numbers of its domain and of its request, where rows have any."""
 
     heads: tuple[str, ...]
     label: np.ndarray
     user: np.ndarray
     users: int
-    domain: np.ndarray | None
+    domain: np.ndarray | None = None
+    request: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> tuple[Judged, np.ndarray]:
         """Some rows with their users numbered anew, and which users of these those are."""
         found, which = np.unique(self.user[rows], return_inverse=True)
-        domain = None if self.domain is None else self.domain[rows]
-        return Judged(self.heads, self.label[rows], which, len(found), domain), found
+        domain, request = (None if x is None else x[rows] for x in (self.domain, self.request))
+        return Judged(self.heads, self.label[rows], which, len(found), domain, request), found
 
 
 def judged(rows: Judged, logits: Mapping[str, np.ndarray], *, seconds: float = 0.0) -> System:
@@ -75,6 +78,8 @@ def head_metrics(rows: Judged, head: int, logit: np.ndarray) -> tuple[dict[str, 
     if rows.domain is not None:
         domains = domain_auc_by_user(z, positive, user, users, rows.domain[known])
         found |= dict(zip(("weighted_auc", "domain_auc"), domains, strict=True))
+    if rows.request is not None:
+        found |= request_metrics_by_user(z, positive, rows.request[known], user, users, _CUTOFF)
     return found, {"calibration_error": calibration_error(p, positive, bins=10)}
 
 

@@ -162,6 +162,21 @@ def test_predictions_are_corrected_for_negatives_left_out(prepare_here: Callable
     assert 0.7 < rate < 1.4  # without the correction it would be near two
 
 
+def test_a_positive_is_ranked_among_those_drawn_for_it(prepare_here: Callable[..., None]) -> None:
+    sparse = DataDir(simulate=RatedWorld(rows=300, users=40, items=60))
+    examples = prepared(prepare_here, data=sparse, negatives=7)
+    params, reader = model_of(examples).init(jax.random.key(0)), RowReader(examples, "test")
+    z, label, request = plain_logits(examples, params), reader.column("labels")[:, 0], reader.column("request")
+    found = []
+    for number in np.unique(request[label > 0]):
+        mine = request == number
+        assert mine.sum() == 8 and label[mine].sum() == 1
+        found.append(1 / (1 + (z[mine] > z[mine & (label > 0)]).sum()))
+    values = evaluator_of(examples)(params).values
+    assert np.isclose(values["request_mrr"], np.mean(found), atol=1e-6)
+    assert "request_mrr" not in evaluator_of(prepared(prepare_here))(params).values
+
+
 def test_the_head_that_runs_are_compared_by_can_be_chosen(examples: Examples, params: Any) -> None:
     found = evaluator_of(examples, head="like")(params).values
     assert found["auc"] == found["like/auc"] != found["click/auc"]

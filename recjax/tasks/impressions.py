@@ -69,7 +69,9 @@ class Impressions:
 
     `domain` names the column of the domain of a row, its own or one that is joined, and `weight` that of its weight in
     the loss; drawn rows have those of the row they were drawn for. `user` is the column that tells whose rows stand
-    together in grouped metrics and intervals, and `item` that of the item.
+    together in grouped metrics and intervals, and `item` that of the item. `request` is the column that tells which
+    rows were candidates for one place, among which positives are ranked; where negatives are drawn and none is named,
+    a positive and those drawn for it are a request.
     """
 
     data: DataDir = field(default_factory=DataDir)
@@ -91,6 +93,7 @@ class Impressions:
     weight: str = ""
     user: str = "user_id"
     item: str = "item_id"
+    request: str = ""
     seed: int = 0
     name: str = "impressions"
 

@@ -62,6 +62,8 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
     }
     if task.domain:
         made["domain"] = Column(number)
+    if task.request or task.negatives:
+        made["request"] = Column(_requests(task, frame)[rows.log])
     if "timestamp" in frame.columns:
         made["time"] = Column(times_of(frame, "")[rows.log])
     at = {split: np.flatnonzero(rows.part == k) for k, split in enumerate(SPLITS)}
@@ -69,7 +71,7 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
         name=task.name,
         raw={split: {name: _taken(column, rows) for name, column in made.items()} for split, rows in at.items()},
         steps=(),
-        schemas=dict.fromkeys(SPLITS, _schema(task, encoder, "time" in made)),
+        schemas=dict.fromkeys(SPLITS, _schema(encoder, made)),
         vocab=vocab,
         items=catalogue,
         users=pl.DataFrame({"user_index": np.arange(len(user_ids)), "user_id": user_ids}),
@@ -81,6 +83,7 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
             "catalogue_rule": "items of the rows and of the items table",
             "simulated": log.simulated,
             "times": "time" in made,
+            "has_requests": "request" in made,
             "counts": _counts(rows, at, frame.height, unfound),
             "rows_hash": {split: _hash_of(made, numbers) for split, numbers in at.items()},
             "notes": list(log.notes),
@@ -239,11 +242,19 @@ def _weights(task: Impressions, frame: pl.DataFrame, sides: Sequence[SideTable])
     return _of_row(task.weight, frame, sides, where).numbers(where).astype(np.float32)
 
 
-def _schema(task: Impressions, encoder: FieldEncoder, times: bool) -> tuple[Field, ...]:
+def _requests(task: Impressions, frame: pl.DataFrame) -> np.ndarray:
+    """int64 [n]: the number of the request of each row of the log."""
+    if task.request and task.request not in frame.columns:
+        known = ", ".join(frame.columns)
+        raise DataError(f"there is no column {task.request}", where="Impressions.request", expected=known)
+    return _numbered(frame, task.request)[0]
+
+
+def _schema(encoder: FieldEncoder, made: Mapping[str, Column]) -> tuple[Field, ...]:
     fields = [Field(name="user_index", dtype="int64", rank=0), Field(name="items", dtype="int32", rank=1)]
     fields += [Field(name="labels", dtype="float32", rank=1), Field(name="weight", dtype="float32", rank=0)]
-    fields += [Field(name="domain", dtype="int32", rank=0)] if task.domain else []
-    fields += [Field(name="time", dtype="int64", rank=0)] if times else []
+    more = {"domain": "int32", "request": "int64", "time": "int64"}
+    fields += [Field(name=name, dtype=dtype, rank=0) for name, dtype in more.items() if name in made]
     kinds = {CODES: "int32", NUMBERS: "float32"}
     return (*fields, *(Field(name=name, dtype=kinds[name], rank=1) for name in encoder.widths))
 
