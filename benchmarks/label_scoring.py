@@ -113,7 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     records, (model, params) = records_of(args), model_of(args)
-    slots = dict.fromkeys(LAYOUTS, args.slots) | {"naive": args.naive_slots or args.slots}
+    slots: dict[str, int] = {name: args.slots for name in LAYOUTS} | {"naive": args.naive_slots or args.slots}
     scorers = {name: Scorer(model, label_rows=LABELS, layout=name, slots=slots[name]) for name in LAYOUTS}
     scores = {name: scorer(params, records) for name, scorer in scorers.items()}
     tolerance = 1e-4 if args.dtype == "float32" else 0.3

@@ -246,6 +246,7 @@ class LabelEvaluator:
             "metrics": list(METRICS[:3]),
             "label_words": manifest.get("label_words"),
             "candidates": f"{records.candidates:,} in {len(records):,} prompts",
+            "events_told": f"{records.history_events.mean():.1f} of {records.total_events.mean():.1f}, on average",
             "layout": self.config.layout,
             "auc": "over all pairs of answers; grouped_auc over those of a user, mean over users with both kinds",
             "log_loss": f"nats for each candidate, softmax over the label words of logits / {self.temperature:g}",

@@ -22,6 +22,7 @@ from recjax.label_metrics import bucket_names
 from recjax.metrics.calibration import fit_calibration, probabilities
 from recjax.models.sequence import Sequence
 from recjax.nn.config import TransformerConfig
+from recjax.report import Report, write_report
 from recjax.results import compare
 from recjax.tables import buckets_table, differences_table, hard_tables, systems_table
 
@@ -178,17 +179,20 @@ def test_runs_compare_on_the_same_questions_however_long_the_prompts(tmp_path: P
     assert len(groups([*arms, asked])) == 2
 
 
-def test_tables_show_what_there_is(prepared: Examples) -> None:
+def test_tables_and_reports_show_what_there_is(prepared: Examples, tmp_path: Path) -> None:
     metrics = evaluator(prepared).assess(model_of()[1], {}).metrics()
     assert systems_table(metrics).header[1:4] == ["auc", "grouped_auc", "log_loss"]
     assert [row[0] for row in differences_table(metrics).rows] == ["model - calibrated", "model - prior"]
     [history] = hard_tables(metrics)
     assert history.title == "history" and len(history.rows) > 1 and not buckets_table(metrics).rows
+    text = write_report(tmp_path, Report(name="brew", command="recjax run brew", metrics=metrics)).read_text()
+    assert "| model - prior |" in text and "grouped_auc" in text and (tmp_path / "systems.png").is_file()
 
 
 def test_settings_and_splits_that_cannot_be() -> None:
     cases: list[dict[str, Any]] = [{"layout": "tiled"}, {"history": (5, 5)}, {"history": ()}, {"main": "recall@10"}]
-    for odd in (*cases, {"slots": 0}):
+    cases.append({"slots": 0})
+    for odd in cases:
         with pytest.raises(ConfigError, match="LabelEvaluation"):
             LabelEvaluation(**odd)
 

@@ -61,7 +61,7 @@ class Desk:
         }
 
     def facts(self) -> dict[str, Any]:
-        """What is served."""
+        """What is served, with all that is said of other bundles."""
         told = self.bundle.manifest
         tasks = {
             task.name: {
@@ -73,7 +73,8 @@ class Desk:
             for task in self.bundle.tasks.values()
         }
         named = {name: told[name] for name in ("name", "recipe", "step", "created")}
-        return {**named, "scores": True, "recommends": False, "searches": False, "tasks": tasks}
+        nothing = {"recommends": False, "searches": False, "max_k": 0, "facets": {}, "sample_users": 0}
+        return {**named, **nothing, "scores": True, "tasks": tasks}
 
     def stop(self) -> None:
         """Finish what waits."""
