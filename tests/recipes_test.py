@@ -24,6 +24,7 @@ from recjax.data.examples import Examples
 from recjax.data.fields import FIRST_ROW, FieldShape
 from recjax.data.rows_feed import RowsFeed
 from recjax.infer import infer_run
+from recjax.label_evaluation import LabelEvaluation
 from recjax.list import read_header
 from recjax.models.sequence import count_parameters
 from recjax.recipe import Assembly, Recipe
@@ -32,6 +33,7 @@ from recjax.train import train
 from recjax.trained import load
 
 TINY = config_root() / "run" / "tiny.gin"
+TINY_TEXT = config_root() / "run" / "tiny_text.gin"
 SHARDED = ("MESH='data=4,model=2'", "SHARDING='fsdp_model'")
 # Non-embedding parameters of the sizes in Zhang et al. 2024, table 1.
 SIZES = {
@@ -52,14 +54,19 @@ def build(stage: Path, *more: Path, bindings: tuple[str, ...] = (), stages: Path
     return command.load(Flags(gin_files=tuple(map(str, (stage, *more))), bindings=bindings))[0]
 
 
+def build_tiny(stage: Path, stages: Path) -> Recipe:
+    reads_text = isinstance(build(stage, stages=stages).evaluation, LabelEvaluation)
+    return build(stage, TINY_TEXT if reads_text else TINY, bindings=SHARDED, stages=stages)
+
+
 @pytest.fixture
 def examples(prepare_here: Callable[..., None]) -> Callable[[Recipe], list[Examples]]:
     """The examples of a tiny recipe, made without TensorFlow."""
 
     def make(recipe: Recipe) -> list[Examples]:
-        for task in recipe.mixture.tasks:
+        for task in recipe.mixture.evaluated:
             prepare_here(task)
-        return [Examples.open(place_of(task).path) for task in recipe.mixture.tasks]
+        return [Examples.open(place_of(task).path) for task in recipe.mixture.evaluated]
 
     return make
 
@@ -131,7 +138,7 @@ def leave_behind(stage: Path, stages: Path, examples: Callable) -> None:
         if (place := stages / earlier.stem).exists():
             continue
         leave_behind(earlier, stages, examples)
-        recipe = build(earlier, TINY, bindings=SHARDED, stages=stages)
+        recipe = build_tiny(earlier, stages)
         examples(recipe)
         train(recipe, place)
         for kind in read_header(earlier).infer.replace(",", " ").split():
@@ -145,7 +152,7 @@ def test_it_trains_sharded_in_its_tiny_mode(
     """A stage that needs what earlier ones leave behind comes after them, as in `recjax run`."""
     stages = stages_of(stage.parent.name)
     leave_behind(stage, stages, examples)
-    recipe = build(stage, TINY, bindings=SHARDED, stages=stages)
+    recipe = build_tiny(stage, stages)
     examples(recipe)
     outcome = train(recipe, tmp_path / stage.stem)
     losses = [r["train/loss"] for r in read_metrics(tmp_path / stage.stem / "metrics.jsonl") if "train/loss" in r]
