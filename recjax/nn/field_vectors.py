@@ -21,6 +21,7 @@ from recjax.core.module import Module, Rngs, param
 from recjax.nn.dense import Dense, Pass
 from recjax.nn.embed import PAD, lookup
 from recjax.nn.interaction import Inputs, InputShape
+from recjax.nn.past_vectors import PRESENT, PastVectors
 from recjax.nn.target_attention import TargetAttention
 
 ROW_KINDS = ("categorical", "multi_valued", "sequence")
@@ -45,14 +46,16 @@ class FieldConfig:
     """Vectors of `width`. Several values of a field are their `pooling`; a sequence is pooled by `attention` to the
     field whose rows it shares, where there is one, and else as several values are.
 
-    A number stands beside the vectors ("number"), or is a vector of its own times its value ("vector"). `dropout` acts
-    on the vectors of fields.
+    A number stands beside the vectors ("number"), or is a vector of its own times its value ("vector"). `past` makes
+    one vector of several that earlier models had (`nn.past_vectors`), in the place of these. `dropout` acts on the
+    vectors of fields.
     """
 
     width: int = 16
     pooling: Literal["mean", "sum"] = "mean"
     attention: TargetAttention | None = None
     numeric: Literal["number", "vector"] = "number"
+    past: Sequence[PastVectors] = ()
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -76,18 +79,28 @@ class FieldVectors(Module):
         self.config, self.first_order = config, first_order
         self.single = tuple(f.name for f in fields if f.kind == "categorical")
         self.several = tuple((f.name, f.of) for f in fields if f.kind in ("multi_valued", "sequence"))
-        self.projected = tuple(f.name for f in fields if f.kind == "vector")
+        taken = [name for one in config.past for name in one.fields]
+        self.projected = tuple(f.name for f in fields if f.kind == "vector" and f.name not in taken)
         self.numeric = tuple(f.name for f in fields if f.kind == "numeric")
-        by_vector = self.numeric if config.numeric == "vector" else ()
+        by_vector, past = self.numeric if config.numeric == "vector" else (), (p.name for p in config.past)
         self.shape = InputShape(
-            names=(*self.single, *(name for name, _ in self.several), *self.projected, *by_vector),
+            names=(*self.single, *(name for name, _ in self.several), *self.projected, *past, *by_vector),
             width=config.width,
             numbers=len(self.numeric) - len(by_vector),
         )
         if not self.shape.flat:
             raise ConfigError("a ranker without fields", mend="declare fields for the task of the recipe")
-        for number, field in enumerate(f for f in fields if f.kind == "vector"):
-            setattr(self, f"project{number}", Dense(field.width, config.width, rngs=rngs))
+        widths = {f.name: f.width for f in fields if f.kind == "vector"}
+        for number, name in enumerate(self.projected):
+            setattr(self, f"project{number}", Dense(widths[name], config.width, rngs=rngs))
+        for number, one in enumerate(config.past):
+            found = {widths.get(name, 0) for name in one.fields}
+            if found == {0} or len(found) != 1 or not {f"{name}{PRESENT}" for name in one.fields} <= {*self.numeric}:
+                raise ConfigError(
+                    f"the past {one.name!r} cannot be made of {', '.join(one.fields)}",
+                    expected="vector fields of one width, with their presence",
+                )
+            setattr(self, f"past{number}", one.make(found.pop(), config.width, rngs=rngs))
         normal = nnx.initializers.normal(1e-2)
         columns = config.width + first_order
         self.scaled = param(rngs, (len(by_vector), columns), (None, None), normal) if by_vector else None
@@ -113,6 +126,7 @@ class FieldVectors(Module):
             vectors.append(pooled[:, None])
         for number, name in enumerate(self.projected):
             vectors.append(getattr(self, f"project{number}")(batch[f"field/{name}"], call)[:, None])
+        vectors += [getattr(self, f"past{number}").of_batch(batch)[:, None] for number in range(len(self.config.past))]
         rows = weights[0].shape[0]
         numbers = [batch[f"field/{name}"] for name in self.numeric]
         values = jnp.stack(numbers, axis=1) if numbers else jnp.zeros((rows, 0), table.dtype)
