@@ -111,6 +111,7 @@ def run(
     """
     stages: list[Stage] = []
     for file in files:
+        read_header(file)
         _recipe(file, files, flags, workdir / f"seed{seeds[0]}", seeds[0])
     for seed in seeds:
         for file in files:
