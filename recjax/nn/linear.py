@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from recjax.core.sharding import platform
 
 _BLOCKS, _PARTS = 8, 4
+_WIDE = 256  # from here on the folded product is the faster one on CPU
 
 
 def linear(
@@ -31,7 +32,8 @@ def linear(
 def transposed(x: Float[Array, "*n i o"]) -> Float[Array, "*n o i"]:
     """The last two dimensions exchanged, for use on the left of a product.
 
-    XLA folds such a transpose into the product, for which it has no fast routine on CPU; there it is kept apart.
+    XLA folds such a transpose into the product, for which it has no fast routine for narrow vectors on CPU; there it
+    is kept apart.
     """
     x = x.swapaxes(-1, -2)
     return jax.lax.optimization_barrier(x) if platform() == "cpu" else x
@@ -49,7 +51,8 @@ def _forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 def _backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, weight = residuals
     rows = x.reshape(-1, x.shape[-1])
-    return g @ weight.T, transposed(rows) @ g.reshape(-1, g.shape[-1])
+    left = rows.T if rows.shape[1] >= _WIDE else transposed(rows)
+    return g @ weight.T, left @ g.reshape(-1, g.shape[-1])
 
 
 _product.defvjp(_forward, _backward)

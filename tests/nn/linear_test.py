@@ -29,3 +29,13 @@ def test_factors_are_rounded_and_sums_are_not(shape: tuple[int, ...], outputs: i
     np.testing.assert_allclose(d_x, rounded(g) @ rounded(w).T, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(d_w, rounded(rows).T @ rounded(sums), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(d_b, sums.sum(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [8, 300])  # one on either side of where the gradient is computed in another way
+def test_exact_products_have_exact_gradients(inputs: int) -> None:
+    draw = np.random.default_rng(0)
+    x, w, g = (np.float32(draw.normal(size=s)) for s in ((2, 3, inputs), (inputs, 4), (2, 3, 4)))
+    gradients = jax.jit(jax.grad(lambda x, w: (linear(x, w, None) * g).sum(), argnums=(0, 1)))
+    d_x, d_w = gradients(jnp.asarray(x), jnp.asarray(w))
+    np.testing.assert_allclose(d_x, g @ w.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(d_w, x.reshape(-1, inputs).T @ g.reshape(-1, 4), rtol=1e-5, atol=1e-5)
