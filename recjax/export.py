@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from recjax import cli, trained
-from recjax.core.errors import BundleError
+from recjax.core.errors import BundleError, UnservableError
 from recjax.core.folder import hash_of, new_folder, write_manifest
 from recjax.core.module import Functional, Params
 from recjax.core.state import from_paths
@@ -34,6 +34,7 @@ from recjax.export_score import export_score_run
 from recjax.freeze import PLATFORMS, host_weights, lower, shapes
 from recjax.label_evaluation import LabelEvaluation
 from recjax.models.folded import fold
+from recjax.ranker_evaluation import RankerEvaluation
 from recjax.recommend import TIMES, Recommend, make_recommend
 from recjax.retrieve import Catalogue, Rows
 from recjax.serve import bundle as layout
@@ -166,12 +167,15 @@ def export_run(
 ) -> Path:
     """`export_bundle` of a finished run as its recipe says, with `sample_users` histories of its test split to show.
 
-    A model that is judged by label words has a score bundle instead (`recjax.export_score`).
+    A model that is judged by label words has a score bundle instead (`recjax.export_score`). Raises `UnservableError`
+    for a ranker of rows.
     """
     assembly, recipe = run.assembly, run.assembly.recipe
     if isinstance(recipe.evaluation, LabelEvaluation):
         told: dict[str, Any] = {"name": name or recipe.name, "recipe": recipe.name, "step": run.step}
         return export_score_run(assembly, run.params, out, checkpoint=str(run.checkpoint), **told)
+    if isinstance(recipe.evaluation, RankerEvaluation):
+        raise UnservableError("a ranker of rows recommends nothing by itself: it scores candidates that it is given")
     prompts, titled = assembly.prompts, assembly.examples[0]
     logs = [e for e in assembly.examples if e.text_vocab is None]
     searched = [e for e in assembly.examples if e.text_vocab is not None] if prompts else []

@@ -9,7 +9,7 @@
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from recjax.metrics.auc import auc_by_user, ratio_by_user
 
@@ -58,7 +58,7 @@ def calibration_by_user(
 
 def domain_auc_by_user(
     scores: Float[np.ndarray, " n"],
-    positive: np.ndarray,
+    positive: Bool[np.ndarray, " n"],
     user: Int[np.ndarray, " n"],
     users: int,
     domain: Int[np.ndarray, " n"],
