@@ -158,13 +158,17 @@ def _sorted(
 
 def _island(mesh: Mesh, mix: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """`mix` with every device's own experts, of tokens brought to them."""
-    experts, mlp, batch = (mesh.axes_of(name) for name in ("experts", "mlp", "batch"))
+    experts, mlp, batch, width = (mesh.axes_of(name) for name in ("experts", "mlp", "batch", "expert_embed"))
     shared = tuple(a for a in experts if a in batch)
     summed = tuple(a for a in (*experts, *mlp) if a not in batch)
 
     def local(x: jax.Array, choice: jax.Array, share: jax.Array, weights: tuple[jax.Array, ...]) -> jax.Array:
         if shared:
             x, choice, share = (jax.lax.all_gather(a, shared, axis=0, tiled=True) for a in (x, choice, share))
+        if width:  # here and not before, so that gradients come back as a reduce-scatter
+            weights = tuple(
+                jax.lax.all_gather(w, width, axis=axis, tiled=True) for w, axis in zip(weights, (1, 1, 2), strict=True)
+            )
         here = weights[0].shape[0]
         own = choice - (jax.lax.axis_index(experts) * here if experts else 0)
         out = mix(x, jnp.where((own >= 0) & (own < here), own, here), share, weights)
@@ -173,7 +177,9 @@ def _island(mesh: Mesh, mix: Callable[..., jax.Array]) -> Callable[..., jax.Arra
         return jax.lax.psum_scatter(out, shared, scatter_dimension=0, tiled=True) if shared else out
 
     rows = PartitionSpec(batch or None)
-    inward, outward = PartitionSpec(experts or None, None, mlp or None), PartitionSpec(experts or None, mlp or None)
+    inward, outward = (
+        PartitionSpec(*(axes or None for axes in x)) for x in ((experts, width, mlp), (experts, mlp, width))
+    )
     return jax.shard_map(
         local,
         mesh=mesh.devices,
