@@ -25,11 +25,11 @@ _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
     *("add-dependency", "optimization-barrier", "send", "recv", "iota"),
 )
-_WRAPPERS = ("call", "async-start")
+_WRAPPERS = ("call", "call-start", "async-start")
 _SLICES = ("dynamic-slice", "slice", "gather")
 # Custom calls that only reserve room or mark what the compiler does anyway.
 _BOOKKEEPING = re.compile(
-    "AllocateBuffer|AsyncCollective|Sharding|Barrier|annotate|ConsumeBuffer|Bitcast|SliceId|ZeroCrop"
+    "AllocateBuffer|AsyncCollective|Sharding|Barrier|annotate|ConsumeBuffer|Bitcast|SliceId|ZeroCrop|PrepareAsync|AssumeGather"
 )
 
 
