@@ -61,8 +61,15 @@ class Compiled:
 
     @property
     def times(self) -> Times | None:
-        """Seconds at the peaks of the chip; None without a program."""
-        return None if self.cost is None else times(self.cost, self.topology.chip)
+        """Seconds at the peaks of the chip; None without a program.
+
+        Where kernels do part of the arithmetic, it is at least that of the model's formula.
+        """
+        if self.cost is None:
+            return None
+        found, chip = times(self.cost, self.topology.chip), self.topology.chip
+        least = self.model_flops / len(self.topology.devices) / chip.peak if self.cost.kernels else 0.0
+        return dataclasses.replace(found, products=max(found.products, least))
 
     @property
     def mfu(self) -> float | None:
