@@ -159,7 +159,7 @@ class Evaluator:
             found.append(part._replace(rows=part.rows[:, 0]))
         order = np.argsort(np.concatenate([f.user_index for f in found]), kind="stable")
         rank, best = (np.concatenate([getattr(f, name) for f in found])[order] for name in ("rank", "rows"))
-        more = {
+        more: dict[str, Any] = {
             name: None if found[0]._asdict()[name] is None else np.concatenate([getattr(f, name) for f in found])[order]
             for name in ("nll", "sampled_rank")
         }
