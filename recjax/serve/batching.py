@@ -4,7 +4,8 @@ Requests wait in a queue for at most `max_wait` seconds (none at all while the p
 and go through the model together, histories and queries, with and without filters. Batches are filled up to powers of
 two and seen items to one of two widths, so that only a handful of shapes is ever compiled, all of them by `warm_up`;
 batches in which someone filters take one of two sizes. One thread runs the model; the event loop
-never waits for it. Rows do not influence one another, so an answer does not depend on its company.
+never waits for it. Whoever would wait longer than `timeout` seconds is turned away at once, and whoever has is no
+longer computed. Rows do not influence one another, so an answer does not depend on its company.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from recjax.core.errors import RequestError
 from recjax.serve.bundle import Bundle
 from recjax.serve.features import Encoded, pad, pad_times
+from recjax.serve.gate import busy, in_time
 from recjax.serve.request import MAX_HISTORY
 
 SEEN = 256  # seen items of most requests; more of them take the widest shape, in two batch sizes only
@@ -52,10 +53,13 @@ class Batcher:
         max_batch: int = 32,
         max_wait: float = 0.002,
         max_queue: int = 1024,
+        timeout: float = 10.0,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         """`max_batch` is rounded up to a power of two; `on_batch(size, seconds)` is told of every call."""
-        self._bundle, self._max_wait, self._on_batch = bundle, max_wait, on_batch
+        self.bundle = self._bundle = bundle
+        self._max_wait, self._timeout, self._on_batch = max_wait, timeout, on_batch
+        self._call_seconds = 0.0  # of late
         self._max_batch = power_of_two(max_batch)
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(max_queue)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"recjax-{bundle.name}")
@@ -73,6 +77,10 @@ class Batcher:
             self._bundle.recommend(history, seen, *times, **some)
         return len(shapes)
 
+    def facts(self) -> dict[str, Any]:
+        """What is served."""
+        return self._bundle.facts()
+
     async def start(self) -> None:
         """Begin to answer."""
         self._task = asyncio.create_task(self._work())
@@ -89,14 +97,17 @@ class Batcher:
     async def submit(self, encoded: Encoded, *, exclude_seen: bool = True, allowed: np.ndarray | None = None) -> Answer:
         """Wait for the answer to one request; `allowed` bool [rows] are the items that may come out, all when None.
 
-        Raises `RequestError` 503 when the queue is full.
+        Raises `RequestError` 503 when the queue is full or so long that the answer would come too late, and when it
+        has not come in time.
         """
+        if self._queue.qsize() / self._max_batch * self._call_seconds > self._timeout:
+            raise busy()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         try:
             self._queue.put_nowait(_Waiting(encoded, exclude_seen, allowed, time.perf_counter(), answer))
         except asyncio.QueueFull:
-            raise RequestError("too many requests are waiting", status=503, mend="try again in a second") from None
-        return await answer
+            raise busy() from None
+        return await in_time(answer, self._timeout)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -144,7 +155,9 @@ class Batcher:
             *pad_times([w.encoded for w in batch], self._bundle.times, count=count, width=length),
             **({"allowed": self._allowed(batch, count)} if filtered else {}),
         )
-        self._on_batch(len(batch), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self._call_seconds += 0.2 * (seconds - self._call_seconds)
+        self._on_batch(len(batch), seconds)
         return [Answer(scores[i], rows[i]) for i in range(len(batch))]
 
     def _allowed(self, batch: list[_Waiting], count: int) -> np.ndarray:

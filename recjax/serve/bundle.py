@@ -92,6 +92,18 @@ class Bundle:
         """Whether there is anything to filter by."""
         return bool(self.facets.shown())
 
+    def facts(self) -> dict[str, Any]:
+        """What is said of it to callers."""
+        told = ("name", "recipe", "step", "max_k", "history_length", "num_items", "vocabulary_hash", "schema_hash")
+        return {
+            **{name: self.manifest[name] for name in told},
+            "recommends": self.recommends,
+            "searches": self.searches,
+            "facets": self.facets.shown(),
+            "sample_users": len(self.users),
+            "created": self.manifest["created"],
+        }
+
     def encode(
         self, user_history: list[int | str], history_time: list[int] | None = None, time: int | None = None
     ) -> features.Encoded:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from recjax.core.errors import RequestError
+from recjax.serve.gate import busy, in_time
 from recjax.serve.score_bundle import ScoreBundle
 from recjax.serve.score_request import ScoreQuestion
 
@@ -27,20 +27,22 @@ class Desk:
         bundle: ScoreBundle,
         *,
         max_queue: int = 1024,
+        timeout: float = 10.0,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         """`on_batch(candidates, seconds)` is told of every call."""
-        self.bundle, self._max_queue, self._on_batch = bundle, max_queue, on_batch
+        self.bundle, self._max_queue, self._timeout, self._on_batch = bundle, max_queue, timeout, on_batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"recjax-{bundle.name}")
         self._waiting = 0
 
     async def score(self, asked: ScoreQuestion) -> dict[str, Any]:
-        """The answer to a question; raises `RequestError`, 503 when too many wait."""
+        """The answer to a question; raises `RequestError`, 503 when too many wait or it does not come in time."""
         if self._waiting >= self._max_queue:
-            raise RequestError("too many requests are waiting", status=503, mend="try again in a second")
+            raise busy()
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self.answer, asked)
+            call = asyncio.get_running_loop().run_in_executor(self._thread, self.answer, asked)
+            return await in_time(call, self._timeout)
         finally:
             self._waiting -= 1
 
@@ -76,9 +78,16 @@ class Desk:
         nothing = {"recommends": False, "searches": False, "max_k": 0, "facets": {}, "sample_users": 0}
         return {**named, **nothing, "scores": True, "tasks": tasks}
 
-    def stop(self) -> None:
+    def warm_up(self) -> int:
+        """Compile every shape; returns how many."""
+        return self.bundle.warm_up()
+
+    async def start(self) -> None:
+        """Nothing to do: the thread waits for work."""
+
+    async def stop(self) -> None:
         """Finish what waits."""
-        self._thread.shutdown()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
 
 
 def _described(words: Sequence[str], probabilities: np.ndarray) -> dict[str, Any]:

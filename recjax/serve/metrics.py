@@ -5,6 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from recjax.core.folder import Manifest
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -41,9 +43,23 @@ class Metrics:
         )
         self._models = Gauge("recjax_model_info", "Served bundles", ("model", "step", "hash"), registry=self._registry)
 
-    def model(self, name: str, step: int, bundle_hash: str) -> None:
-        """A bundle is served."""
-        self._models.labels(name, str(step), bundle_hash).set(1)
+        self._loads = Counter(
+            "recjax_bundle_loads",
+            "Versions of bundles, served or refused",
+            ("model", "outcome"),
+            registry=self._registry,
+        )
+
+    def served(self, model: str, now: Manifest, before: Manifest | None) -> None:
+        """A bundle is served, instead of another where there was one."""
+        if before is not None:
+            self._models.remove(*_labels(model, before))
+        self._models.labels(*_labels(model, now)).set(1)
+        self._loads.labels(model, "served").inc()
+
+    def refused(self, model: str) -> None:
+        """A newer version of a bundle was found and is not served."""
+        self._loads.labels(model, "refused").inc()
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -63,3 +79,7 @@ class Metrics:
     def text(self) -> bytes:
         """All of it, as `/metrics` shows it."""
         return generate_latest(self._registry)
+
+
+def _labels(model: str, manifest: Manifest) -> tuple[str, str, str]:
+    return model, str(manifest["step"]), manifest["manifest_hash"]

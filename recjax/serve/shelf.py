@@ -1,0 +1,199 @@
+"""What a server serves at the moment, and how a newer version of a bundle takes the place of an older one.
+
+A bundle is named by a folder: the bundle itself, a link to one, or a folder of versions whose names are numbers
+(`model/1`, `model/2`), of which the highest counts. `Shelf.refresh` looks whether there is another one now than the
+one served. If so, it is read, checked and compiled while the old one goes on answering; requests that come after are
+answered by the new one; those that the old one has taken are finished by it. A version that cannot be served, or
+that answers another name, is refused with a line in the log, and the old one stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from starlette.concurrency import run_in_threadpool
+
+from recjax.core.errors import BundleError, RecjaxError
+from recjax.core.folder import MANIFEST, Manifest
+
+_log = logging.getLogger("recjax.serve")
+
+
+@runtime_checkable
+class Loaded(Protocol):
+    """A bundle of any kind."""
+
+    name: str
+    path: Path
+    manifest: Manifest
+
+
+@runtime_checkable
+class Stand(Protocol):
+    """Whoever answers for one bundle."""
+
+    @property
+    def bundle(self) -> Loaded: ...
+    def warm_up(self) -> int:
+        """Compile every shape; returns how many."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        ...
+
+    async def stop(self) -> None:
+        """Answer what was taken, then stop."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What is said of it to callers."""
+        ...
+
+
+S = TypeVar("S", bound=Stand)
+
+
+def newest(root: str | os.PathLike[str]) -> Path:
+    """The bundle that `root` stands for, with links resolved.
+
+    Raises `BundleError` when there is none.
+    """
+    path = Path(root)
+    if (path / MANIFEST).exists():
+        return path.resolve()
+    try:
+        versions = [child for child in path.iterdir() if child.name.isdecimal() and (child / MANIFEST).exists()]
+    except OSError:
+        versions = []
+    if not versions:
+        raise BundleError(
+            "there is no bundle here",
+            where=str(path),
+            expected=f"a folder with {MANIFEST}, or with such folders named 1, 2, ...",
+        )
+    return max(versions, key=lambda child: int(child.name)).resolve()
+
+
+class Shelf:
+    """The stands of a server by name, in order. All methods but `refresh` are for its event loop alone."""
+
+    def __init__(
+        self,
+        stands: Sequence[Stand],
+        *,
+        load: Callable[[Path], Stand],
+        roots: Mapping[str, str | os.PathLike[str]] | None = None,
+        on_served: Callable[[str, Manifest, Manifest | None], None] = lambda name, now, before: None,
+        on_refused: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """`roots` are the folders that are looked at for newer versions, where they are not the bundles themselves.
+
+        `load` makes a stand of a folder and is called in another thread; `on_served(name, manifest, manifest before)`
+        is told of every bundle that answers from now on, `on_refused(name)` of every version that was left alone.
+        """
+        self._stands = {stand.bundle.name: stand for stand in stands}
+        if not stands or len(self._stands) != len(stands):
+            raise BundleError(
+                "bundles need different names",
+                where=", ".join(f"{s.bundle.path}: {s.bundle.name}" for s in stands) or "no bundle",
+                mend="export with another --name",
+            )
+        self._roots = {name: (roots or {}).get(name, stand.bundle.path) for name, stand in self._stands.items()}
+        self._load, self._on_served, self._on_refused = load, on_served, on_refused
+        self._left_alone: dict[str, str] = {}  # name -> hash of the version that was refused last
+        self._lock = asyncio.Lock()
+
+    def of(self, kind: type[S]) -> dict[str, S]:
+        """The stands of a kind by name."""
+        return {name: stand for name, stand in self._stands.items() if isinstance(stand, kind)}
+
+    def facts(self) -> list[dict[str, Any]]:
+        """What is served."""
+        return [{**stand.facts(), "version": version_of(stand.bundle)} for stand in self._stands.values()]
+
+    async def open(self) -> None:
+        """Compile and start everything."""
+        for stand in self._stands.values():
+            await run_in_threadpool(_warm_up, stand)
+            await stand.start()
+            self._on_served(stand.bundle.name, stand.bundle.manifest, None)
+
+    async def close(self) -> None:
+        """Answer what waits, then stop everything."""
+        async with self._lock:
+            for stand in self._stands.values():
+                await stand.stop()
+
+    async def refresh(self) -> list[str]:
+        """Serve newer versions where there are any; returns the names of what changed."""
+        async with self._lock:
+            return [name for name, root in self._roots.items() if await self._refresh(name, root)]
+
+    async def watch(self, seconds: float) -> None:
+        """`refresh` again and again."""
+        while True:
+            await asyncio.sleep(seconds)
+            await self.refresh()
+
+    async def _refresh(self, name: str, root: str | os.PathLike[str]) -> bool:
+        old, found = self._stands[name], ""
+        try:
+            path = await run_in_threadpool(newest, root)
+            found = await run_in_threadpool(_fingerprint, path)
+            if found in (old.bundle.manifest["manifest_hash"], self._left_alone.get(name)):
+                return False
+            new = await run_in_threadpool(self._load_warm, path, old)
+        except Exception as error:  # whatever is wrong with the new one, the old one answers
+            if found != self._left_alone.get(name):
+                reason = error.message if isinstance(error, RecjaxError) else repr(error)
+                _log.error("%s stays as it is: %s", name, reason)
+                self._on_refused(name)
+            self._left_alone[name] = found
+            return False
+        await new.start()
+        self._stands[name] = new
+        self._left_alone.pop(name, None)
+        self._on_served(name, new.bundle.manifest, old.bundle.manifest)
+        _log.info("%s: version %s instead of %s", name, version_of(new.bundle), version_of(old.bundle))
+        await old.stop()
+        return True
+
+    def _load_warm(self, path: Path, old: Stand) -> Stand:
+        new = self._load(path)
+        if new.bundle.name != old.bundle.name or type(new) is not type(old):
+            raise BundleError(
+                f"the new version is called {new.bundle.name!r} and is a {type(new.bundle).__name__}",
+                where=str(path),
+                expected=f"{old.bundle.name!r}, a {type(old.bundle).__name__}: what callers ask for",
+                mend="export it with --name, or start another server for it",
+            )
+        _warm_up(new)
+        return new
+
+
+def version_of(bundle: Loaded) -> str:
+    """The number of a version, or else the hash of the manifest."""
+    return bundle.path.name if bundle.path.name.isdecimal() else bundle.manifest["manifest_hash"]
+
+
+def _fingerprint(path: Path) -> str:
+    """The hash that a manifest claims, or its own text where it claims none."""
+    text = (path / MANIFEST).read_text(encoding="utf-8", errors="replace")
+    try:
+        return str(json.loads(text)["manifest_hash"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return text
+
+
+def _warm_up(stand: Stand) -> None:
+    start = time.perf_counter()
+    shapes = stand.warm_up()
+    _log.info("%s: %d shapes compiled in %.1f s", stand.bundle.name, shapes, time.perf_counter() - start)
