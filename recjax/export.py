@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from recjax import cli, trained
-from recjax.core.errors import BundleError, UnservableError
+from recjax.core.errors import BundleError
 from recjax.core.folder import hash_of, new_folder, write_manifest
 from recjax.core.module import Functional, Params
 from recjax.core.state import from_paths
@@ -30,6 +30,7 @@ from recjax.data.examples import Examples
 from recjax.data.spelling import Prompts
 from recjax.data.text import Tokenizer
 from recjax.data.vocab import FIRST_ITEM, ItemVocab
+from recjax.export_rank import export_ranker_run
 from recjax.export_score import export_score_run
 from recjax.freeze import PLATFORMS, host_weights, lower, shapes
 from recjax.label_evaluation import LabelEvaluation
@@ -167,15 +168,15 @@ def export_run(
 ) -> Path:
     """`export_bundle` of a finished run as its recipe says, with `sample_users` histories of its test split to show.
 
-    A model that is judged by label words has a score bundle instead (`recjax.export_score`). Raises `UnservableError`
-    for a ranker of rows.
+    A model that is judged by label words has a score bundle instead (`recjax.export_score`), and a ranker of rows a
+    rank bundle (`recjax.export_rank`).
     """
     assembly, recipe = run.assembly, run.assembly.recipe
+    told: dict[str, Any] = {"name": name or recipe.name, "recipe": recipe.name, "step": run.step}
     if isinstance(recipe.evaluation, LabelEvaluation):
-        told: dict[str, Any] = {"name": name or recipe.name, "recipe": recipe.name, "step": run.step}
         return export_score_run(assembly, run.params, out, checkpoint=str(run.checkpoint), **told)
     if isinstance(recipe.evaluation, RankerEvaluation):
-        raise UnservableError("a ranker of rows recommends nothing by itself: it scores candidates that it is given")
+        return export_ranker_run(assembly, run.params, out, checkpoint=str(run.checkpoint), **told)
     prompts, titled = assembly.prompts, assembly.examples[0]
     logs = [e for e in assembly.examples if e.text_vocab is None]
     searched = [e for e in assembly.examples if e.text_vocab is not None] if prompts else []

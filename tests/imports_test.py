@@ -30,7 +30,7 @@ INSIDE = {
     "data": FILES_AND_ERRORS,
     "prompts": ("core.errors", "data"),
     "tasks": (*FILES_AND_ERRORS, "data", "prompts"),
-    "serve": (*FILES_AND_ERRORS, "data.text", "data.vocab", "index", "prompts"),
+    "serve": (*FILES_AND_ERRORS, "data.ranker_features", "data.raw", "data.text", "data.vocab", "index", "prompts"),
     "baselines": (*FILES_AND_ERRORS, "data", "index", "metrics"),
     # An entry point with files of its own.
     "study": (

@@ -22,6 +22,7 @@ import numpy as np
 from recjax.core.errors import ConfigError, ExamplesError
 from recjax.core.folder import hash_of
 from recjax.data.field_encoder import FieldEncoder
+from recjax.data.fitted_fields import ManyRows, Number, OneRow, Ranges
 from recjax.data.imputation import Impute, imputed
 from recjax.data.raw import Raw
 from recjax.data.snapshots import Snapshot, filled
@@ -94,13 +95,18 @@ class RankerFeatures:
     encoder: FieldEncoder
     snapshots: tuple[Snapshot, ...] = ()
 
-    def store(self, columns: Mapping[str, Raw]) -> dict[str, np.ndarray]:
-        """Rows as records (see `FieldEncoder.store`); counters that they lack are those of the end of the log."""
+    def complete(self, columns: Mapping[str, Raw]) -> dict[str, Raw]:
+        """Rows with all that is known of them: joined, imputed, counters that they lack as when the log ended."""
         complete = completed(columns, self.sides, self.rules)
         if self.snapshots:
-            columns = filled(columns, complete, self.snapshots)
+            lists = {name: columns[name].lists(mark) for name, mark in self._listed.items() if name in columns}
+            columns = filled({**columns, **lists}, complete, self.snapshots)
             complete = completed(columns, self.sides, self.rules)
-        return self.encoder.store(complete)
+        return complete
+
+    def store(self, columns: Mapping[str, Raw]) -> dict[str, np.ndarray]:
+        """Rows as records (see `FieldEncoder.store`)."""
+        return self.encoder.store(self.complete(columns))
 
     def encode(self, columns: Mapping[str, Raw]) -> dict[str, np.ndarray]:
         """Rows as the fields of a batch."""
@@ -114,16 +120,27 @@ class RankerFeatures:
         self, context: Mapping[str, Any], candidates: Sequence[Any], *, item: str = "item_id"
     ) -> dict[str, np.ndarray]:
         """The fields of the rows that a context makes with each candidate: its id, or the columns it brings."""
-        count = len(candidates)
         own = [c if isinstance(c, Mapping) else {item: c} for c in candidates]
-        varied = {name for row in own for name in row}
-        columns = {
-            name: Raw.of([row.get(name) for row in own])
-            if name in varied
-            else Raw.of([context.get(name)]).take(np.zeros(count, np.int64))
-            for name in self.asked
-        }
-        return self.encode(columns)
+        return self.encode(self.rows_of([(context, own)]))
+
+    def rows_of(
+        self, requests: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]], more: Sequence[str] = ()
+    ) -> dict[str, Raw]:
+        """The raw columns of all rows of several requests, one after the other, and those `more` besides what is asked.
+
+        A row is a candidate's columns, and the context's where the candidate says nothing of one.
+        """
+        sizes = [len(candidates) for _, candidates in requests]
+        owner = np.repeat(np.arange(len(requests)), sizes)
+        said = {name for _, candidates in requests for row in candidates for name in row}
+        found = {}
+        for name in dict.fromkeys((*self.asked, *more)):
+            if name in said:
+                values = [row[name] if name in row else c.get(name) for c, rows in requests for row in rows]
+                found[name] = Raw.of(values)
+            else:
+                found[name] = Raw.of([context.get(name) for context, _ in requests]).take(owner)
+        return found
 
     @functools.cached_property
     def asked(self) -> tuple[str, ...]:
@@ -134,6 +151,30 @@ class RankerFeatures:
         known = {name for side in self.sides for name in side.columns}
         made = {f"{rule.column}.present" for rule in self.rules}
         return tuple(name for name in dict.fromkeys(read) if name not in known | made)
+
+    @functools.cached_property
+    def kinds(self) -> dict[str, str]:
+        """What a row may say of each column that is asked: "number", "list" (or a single value) or "value"."""
+        found = dict.fromkeys(self.asked, "value")
+        for field in self.encoder.fields:
+            names = field.columns if isinstance(field, OneRow) else (field.column,)
+            if isinstance(field, ManyRows) and not field.words:
+                found |= {name: "list" for name in names if name in found}
+            if isinstance(field, Number) or (isinstance(field, OneRow) and isinstance(field.coding, Ranges)):
+                found |= {name: "number" for name in names if name in found}
+        keys = [side.key for side in self.sides] + [name for snapshot in self.snapshots for name in snapshot.on]
+        return found | {name: "value" for name in keys if found.get(name) == "list"}
+
+    @property
+    def remembered(self) -> dict[str, tuple[str, ...]]:
+        """The columns that a row may leave to what the log said when it ended, and the columns these go by."""
+        return {name: snapshot.on for snapshot in self.snapshots for name in snapshot.columns}
+
+    @functools.cached_property
+    def _listed(self) -> dict[str, str]:
+        """The remembered columns that hold lists, and what cuts a text into one."""
+        several = {field.column: field.separator for field in self.encoder.fields if isinstance(field, ManyRows)}
+        return {name: mark for name, mark in several.items() if name in self.remembered}
 
     @functools.cached_property
     def hash(self) -> str:

@@ -1,0 +1,215 @@
+"""The bundle of a ranker: its function, its weights, and the object that makes fields of a request.
+
+Heads that exist to be taught are left out. Each head is calibrated on the validation split, which also makes up for
+negatives that training left out. The new bundle is loaded and its logits are compared with those of the model in this
+process before it takes its place. `recjax.serve.rank_bundle` describes the folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from recjax.core.errors import BundleError, ExamplesError
+from recjax.core.folder import hash_of, new_folder, write_manifest
+from recjax.core.module import FACTS, Functional, Params, with_facts
+from recjax.core.state import from_paths
+from recjax.data.examples import Examples
+from recjax.data.fields import shapes_of as fields_of
+from recjax.data.ranker_features import RankerFeatures
+from recjax.freeze import PLATFORMS, host_weights, lower, shapes
+from recjax.metrics.calibration import fit_calibration
+from recjax.models.ranker import Ranker, without_auxiliary
+from recjax.ranker_evaluation import RankerEvaluator
+from recjax.recipe import Assembly
+from recjax.serve import rank_bundle as layout
+from recjax.serve.rank_bundle import RankBundle
+from recjax.serve.stored import WEIGHTS_FILE, shapes_of
+
+TOLERANCE = 1e-6
+_DTYPES = {"numeric": np.float32, "vector": np.float32}
+
+
+def export_ranker(
+    model: Functional,
+    params: Params,
+    features: RankerFeatures,
+    *,
+    out: str | os.PathLike[str],
+    heads: Sequence[Mapping[str, Any]],
+    domains: Mapping[str, Any] | None = None,
+    name: str = "model",
+    recipe: str = "",
+    step: int = 0,
+    checkpoint: str = "",
+    told: Mapping[str, Any] | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+) -> Path:
+    """Write a rank bundle at `out` and return its path.
+
+    `features` is what training made its fields with. Each of the `heads` is "name", "temperature" and "bias", and
+    whatever else there is to say of it. `domains`, for a model that reads the domain of a row, is the "column" that
+    holds it and the "names" in order of their numbers. `told` is kept in the manifest, too. Raises `BundleError` when
+    `out` exists, when the weights cannot be stored, or when the bundle does not answer as the model does.
+    """
+    if jax.process_count() > 1:
+        raise BundleError("export runs in one process", where=f"{jax.process_count()} processes")
+    weights, names = host_weights(params), [head["name"] for head in heads]
+    params = from_paths(params, weights)
+
+    def rank(weights: dict[str, jax.Array], fields: dict[str, jax.Array]) -> jax.Array:
+        found = model.apply(from_paths(params, weights), fields, train=False, key=None)
+        return jnp.stack([found[f"logit/{head}"] for head in names], axis=1)
+
+    function, refused = lower(rank, (shapes(weights), _fields(features, domains)), tuple(platforms))
+    schema = layout.schema_of(features, names, domains)
+    with new_folder(out, error=BundleError) as folder:
+        (folder / layout.FUNCTION_FILE).write_bytes(function.serialize())
+        save_file(weights, folder / WEIGHTS_FILE)
+        # safetensors lets nobody else read what it wrote.
+        shutil.copymode(folder / layout.FUNCTION_FILE, folder / WEIGHTS_FILE)
+        for file, content in features.files().items():
+            (folder / file).write_bytes(content)
+        (folder / layout.PROBE_FILE).write_text(json.dumps(layout.probe_of(features)), encoding="utf-8")
+        write_manifest(
+            folder,
+            {
+                "format": layout.FORMAT,
+                "kind": layout.KIND,
+                "name": name,
+                "recipe": recipe,
+                "step": step,
+                "checkpoint": checkpoint,
+                "heads": [dict(head) for head in heads],
+                "domains": None if domains is None else dict(domains),
+                "features_hash": features.hash,
+                "encoder_hash": features.encoder.hash,
+                "schema": schema,
+                "schema_hash": hash_of(schema),
+                **(told or {}),
+                "weights": shapes_of(weights),
+                "jax_version": jax.__version__,
+                "platforms": list(function.platforms),
+                "platforms_refused": refused,
+            },
+        )
+        _compare(folder, rank, weights)
+    return Path(out)
+
+
+def export_ranker_run(assembly: Assembly, params: Params, out: str | os.PathLike[str], **told: Any) -> Path:
+    """`export_ranker` of a run as its recipe says, without heads that were only taught.
+
+    Raises `ExamplesError` where the fields beside the examples are not those that the examples were encoded with.
+    """
+    examples = assembly.examples[0]
+    features = RankerFeatures.load(examples.path)
+    if features.hash != examples.manifest["features_hash"]:
+        raise ExamplesError(
+            f"the fields have hash {features.hash}",
+            where=str(examples.path),
+            expected=f"{examples.manifest['features_hash']}, those of the examples",
+            mend="prepare the examples again with this version of recjax",
+        )
+    task: Any = assembly.recipe.mixture.tasks[0]
+    heads = calibrated_heads(assembly, params)
+    model, params = served(assembly, params)
+    domains = None
+    if reads_domain(model):
+        domains = {"column": task.domain, "names": list(examples.manifest["domains"])}
+    return export_ranker(
+        model,
+        params,
+        features,
+        out=out,
+        heads=heads,
+        domains=domains,
+        told={"log": log_of(examples), "task": examples.manifest["task"]},
+        **told,
+    )
+
+
+def served(assembly: Assembly, params: Params) -> tuple[Functional, Params]:
+    """The model without heads that were only taught, and its part of the parameters."""
+    bound: Any = assembly.model.bind(assembly.abstract_params())
+    if not isinstance(bound, Ranker) or not bound.auxiliary:
+        return assembly.model, params
+    make = functools.partial(
+        assembly.recipe.model, num_rows=assembly.num_rows, fields=fields_of(assembly.examples[0].manifest)
+    )
+    model = Functional(lambda rngs: make(rngs=rngs, auxiliary=False))
+    kept = without_auxiliary({name: part for name, part in params.items() if name != FACTS}, model)
+    return model, with_facts(kept, params.get(FACTS, {}))
+
+
+def reads_domain(model: Functional) -> bool:
+    """Whether the model reads `domain` of its batch when it serves."""
+    bound: Any = model.bind(jax.eval_shape(model.init, jax.random.key(0)))
+    heads = getattr(bound, "served", ())
+    return bool(getattr(bound, "reads_domain", False)) or any(getattr(head, "gates", 0) for head in heads)
+
+
+def calibrated_heads(assembly: Assembly, params: Params) -> list[dict[str, Any]]:
+    """What a server is told of each head of the task: its rule, the rate of training, and its calibration."""
+    evaluator = assembly.evaluator("valid", 0)
+    assert isinstance(evaluator, RankerEvaluator)
+    logits, labels = evaluator.scores(params, correct=False), evaluator.reader.column("labels")
+    manifest, found = assembly.examples[0].manifest, []
+    for number, (head, told) in enumerate(manifest["heads"].items()):
+        label, z = labels[:, number], logits[head]
+        known = label >= 0
+        label, z = label[known], z[known]
+        temperature, bias = 1.0, float(np.log(manifest["keep_negatives"]))
+        if len(np.unique(label)) == 2 and set(np.unique(label)) == {0.0, 1.0}:
+            fitted = fit_calibration(np.stack([np.zeros_like(z), z], axis=1), label.astype(np.int64))
+            temperature, bias = fitted.temperature, fitted.bias[1]
+        found.append({"name": head, **told, "temperature": temperature, "bias": bias, "calibrated_on": len(label)})
+    return found
+
+
+def log_of(examples: Examples) -> dict[str, Any]:
+    """What a client must know of the log: when what counters and histories remember ends."""
+    end, splits = 0, ("train",) if examples.manifest["events"] == "train" else ("train", "valid", "test")
+    if not examples.manifest["times"]:
+        return {"end": None, "events": examples.manifest["events"]}
+    for split in splits:
+        source = examples.source(split)
+        values, begins = source.read(np.arange(len(source)), ["time"])["time"]
+        end = max(end, int(values[begins].max(initial=0)))
+    return {"end": end, "events": examples.manifest["events"]}
+
+
+def _fields(features: RankerFeatures, domains: Mapping[str, Any] | None) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the program is told of rows: any number of them."""
+    [batch] = jax.export.symbolic_shape("b")
+    found = {
+        f"field/{shape.name}": jax.ShapeDtypeStruct(
+            (batch, shape.width) if shape.width else (batch,), _DTYPES.get(shape.kind, np.int32)
+        )
+        for shape in features.encoder.shapes
+    }
+    return found | ({layout.DOMAIN: jax.ShapeDtypeStruct((batch,), np.int32)} if domains else {})
+
+
+def _compare(folder: Path, rank: Any, weights: dict[str, np.ndarray]) -> None:
+    """Load the bundle and hold its logits for the probe against the model's own."""
+    loaded = RankBundle(folder, verify=False)
+    rows = json.loads((folder / layout.PROBE_FILE).read_text(encoding="utf-8"))["rows"]
+    fields = loaded.features.rows(rows)
+    if loaded.domains:
+        fields[layout.DOMAIN] = (np.arange(len(rows)) % (len(loaded.domains["names"]) + 1)).astype(np.int32)
+    found, expected = loaded.logits(fields), np.asarray(jax.jit(rank)(weights, fields))
+    apart = float(np.abs(found - expected).max())
+    if not apart <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise BundleError(f"the bundle answers differently from the model, by {apart:.1e}", where=str(folder))

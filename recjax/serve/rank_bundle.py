@@ -1,0 +1,203 @@
+"""An exported ranker: the folder that `recjax export` writes for a model of rows with fields.
+
+    manifest.json         "kind": "rank", heads with their calibrations, columns, hashes; checksums of the other files
+    rank.jaxexport        the fields of rows -> a logit of each head, for any number of rows
+    weights.safetensors   what the function takes as its first argument, by name
+    features.json, .npz   what turns a request into fields: the very object that training used (`data.ranker_features`)
+    probe.json            some rows and the bytes their fields had when the bundle was made
+
+Loading needs jax, numpy and safetensors, and none of the training code. It refuses what does not fit together: fields
+other than those of the weights, and feature code that encodes the probe to other bytes than it did at export.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from recjax.core.errors import BundleError, ExamplesError, RequestError
+from recjax.core.folder import Manifest, check_files, hash_of, read_manifest
+from recjax.data.ranker_features import RankerFeatures
+from recjax.data.raw import Raw
+from recjax.serve.rank_request import MAX_CANDIDATES, Columns, RankQuestion
+from recjax.serve.stored import REMAKE, load_function, load_weights
+
+FORMAT = 1
+KIND = "rank"
+FUNCTION_FILE, PROBE_FILE = "rank.jaxexport", "probe.json"
+DOMAIN = "domain"
+# Rows of one call are filled up to one of these, so that a server compiles a handful of programs.
+SIZES = (16, 32, 64, 128, 256, 512, 1024)
+assert SIZES[-1] >= MAX_CANDIDATES
+
+
+def is_rank(path: str | os.PathLike[str]) -> bool:
+    """Whether the bundle at `path` is of this kind; what cannot be read is not."""
+    try:
+        return read_manifest(Path(path), format_version=FORMAT, what="bundle", error=BundleError).get("kind") == KIND
+    except BundleError:
+        return False
+
+
+class RankBundle:
+    """A loaded bundle on the default device; to be called by one thread at a time."""
+
+    def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
+        """Load and check the bundle at `path`; raises `BundleError`. `verify=False` leaves out the checksums."""
+        self.path = Path(path)
+        self.manifest: Manifest = read_manifest(self.path, format_version=FORMAT, what="bundle", error=BundleError)
+        if self.manifest.get("kind") != KIND:
+            raise BundleError("this bundle is no ranker", where=str(self.path), mend="load it as a Bundle")
+        check_files(self.path, self.manifest, verify=verify, error=BundleError)
+        told = self.manifest
+        self.name: str = told["name"]
+        self.heads: dict[str, Mapping[str, Any]] = {head["name"]: head for head in told["heads"]}
+        self.domains: Mapping[str, Any] | None = told["domains"]
+        self.features = self._load_features()
+        kinds = {**self.features.kinds, **({self.domains["column"]: "value"} if self.domains else {})}
+        self.columns = Columns(kinds)
+        self._check_probe()
+        self._weights = jax.device_put(load_weights(self.path, told["weights"]))
+        function = load_function(self.path, FUNCTION_FILE, made_by=told["jax_version"])
+        self._call = jax.jit(function.call)
+
+    def check(self, asked: RankQuestion) -> None:
+        """Raises `RequestError` for columns, a head or a number of answers that the model does not have."""
+        self.columns.check(asked)
+        if asked.head and asked.head not in self.heads:
+            raise RequestError("there is no such head", where="head", expected="one of: " + ", ".join(self.heads))
+
+    def fields(self, asked: Sequence[RankQuestion]) -> dict[str, np.ndarray]:
+        """What the function takes besides the weights, for the rows of all questions one after the other."""
+        column = (self.domains["column"],) if self.domains else ()
+        raw = self.features.rows_of([(one.context, one.candidates) for one in asked], more=column)
+        complete = self.features.complete(raw)
+        found = self.features.encoder.encode(complete)
+        return found | ({DOMAIN: domain_of(complete, self.domains)} if self.domains else {})
+
+    def logits(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
+        """float32 [n, heads]: what the model says of rows, uncalibrated."""
+        count = len(next(iter(fields.values())))
+        found = []
+        for start in range(0, count, SIZES[-1]):
+            part = min(count - start, SIZES[-1])
+            size = next(size for size in SIZES if size >= part)
+            padded = {name: _filled(x[start : start + part], size) for name, x in fields.items()}
+            found.append(np.asarray(self._call(self._weights, padded))[:part])
+        return np.concatenate(found)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """float64 [n, heads]: sigmoid(logit / temperature + bias) of each head."""
+        temperature, bias = (np.array([head[x] for head in self.heads.values()]) for x in ("temperature", "bias"))
+        return np.exp(-np.logaddexp(0.0, -(logits.astype(np.float64) / temperature + bias)))
+
+    def warm_up(self) -> int:
+        """Compile every shape; returns how many."""
+        one = self.fields([RankQuestion(candidates=[{}])])
+        for size in SIZES:
+            self.logits({name: np.repeat(x, size, axis=0) for name, x in one.items()})
+        return len(SIZES)
+
+    def _load_features(self) -> RankerFeatures:
+        told, where = self.manifest, str(self.path)
+        try:
+            features = RankerFeatures.load(self.path)
+        except ExamplesError as error:
+            raise BundleError(error.what, where=error.where, expected=error.expected, mend=REMAKE) from error
+        wanted = {"features_hash": features.hash, "encoder_hash": features.encoder.hash}
+        for name, found in wanted.items():
+            if told[name] != found:
+                raise BundleError(
+                    f"the fields have {name} {found}",
+                    where=where,
+                    expected=f"{told[name]}, the fields of the weights",
+                    mend=REMAKE,
+                )
+        schema = schema_of(features, tuple(self.heads), self.domains)
+        if told["schema"] != schema or told["schema_hash"] != hash_of(schema):
+            raise BundleError(
+                f"the bundle was made for arguments {told['schema'].get('arguments')}",
+                where=where,
+                expected=f"{schema['arguments']}",
+                mend=REMAKE,
+            )
+        return features
+
+    def _check_probe(self) -> None:
+        told = json.loads((self.path / PROBE_FILE).read_text(encoding="utf-8"))
+        fields = self.features.rows(told["rows"])
+        odd = [name for name, digest in told["digests"].items() if digest_of(fields[name]) != digest]
+        if odd:
+            raise BundleError(
+                f"the feature code here makes other bytes of {', '.join(odd[:5])} than that of the export",
+                where=str(self.path / PROBE_FILE),
+                mend=f"serve with recjax {self.manifest['recjax_version']}, or export again with this version",
+            )
+
+
+def schema_of(features: RankerFeatures, heads: Sequence[str], domains: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the exported function takes and gives; the manifest carries its hash."""
+    arguments = {}
+    for shape in features.encoder.shapes:
+        dtype = "float32" if shape.kind in ("numeric", "vector") else "int32"
+        arguments[f"field/{shape.name}"] = f"{dtype} [b, {shape.width}]" if shape.width else f"{dtype} [b]"
+    more = {DOMAIN: "int32 [b]"} if domains else {}
+    return {
+        "arguments": {"weights": "safetensors by name", **arguments, **more},
+        "results": {"logits": f"float32 [b, {len(heads)}]", "heads": list(heads)},
+    }
+
+
+def probe_of(features: RankerFeatures) -> dict[str, Any]:
+    """Rows of known, unknown and missing values, and a digest of each field's bytes for them."""
+    known: dict[str, list[Any]] = {}
+    for field in features.encoder.told()["fields"]:
+        codings = [field["one"]] if "one" in field else field.get("many", [])
+        texts = [text for coding in codings for text in coding.get("vocabulary", [])[:4]]
+        for name in field["columns"]:
+            known.setdefault(name, []).extend(texts)
+    for side in features.sides:
+        known.setdefault(side.key, []).extend(side.ids[:4])
+    rows: list[dict[str, Any]] = [{}]
+    for at in range(6):
+        row: dict[str, Any] = {}
+        for place, name in enumerate(features.asked):
+            if features.kinds[name] == "number":
+                row[name] = (at - 2) * 1.75 * 10 ** (place % 4)
+            else:
+                texts = known.get(name) or []
+                row[name] = texts[(at + place) % len(texts)] if texts and at < 4 else f"Some Text {at}|{place}"
+        rows.append(row)
+    fields = features.rows(rows)
+    return {"rows": rows, "digests": {name: digest_of(values) for name, values in fields.items()}}
+
+
+def digest_of(values: np.ndarray) -> str:
+    """16 hexadecimal digits of dtype, shape and bytes."""
+    told = f"{values.dtype.str} {values.shape}".encode()
+    return hashlib.sha256(told + np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+
+
+def domain_of(complete: Mapping[str, Raw], domains: Mapping[str, Any]) -> np.ndarray:
+    """int32 [n]: the number of each row's domain; that after all others where it has none of training."""
+    column = complete[domains["column"]]
+    codes, texts = column.keys
+    names = {name: number for number, name in enumerate(domains["names"])}
+    numbers = np.array([names.get(text, len(names)) for text in texts], np.int32)
+    return np.where(column.missing, len(names), numbers[codes]).astype(np.int32)
+
+
+def _filled(values: np.ndarray, size: int) -> np.ndarray:
+    """`size` rows, of which the last are zero."""
+    if len(values) == size:
+        return values
+    out = np.zeros((size, *values.shape[1:]), values.dtype)
+    out[: len(values)] = values
+    return out
