@@ -19,8 +19,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from recjax.core.errors import ConfigError, RecjaxError
-from recjax.core.flags import did_you_mean
+from recjax.core.errors import TRY_AGAIN, ClusterError, ConfigError, RecjaxError
+from recjax.core.flags import did_you_mean, take_cluster
 
 VERBS = {
     "list": "recipes with paper, data, cost, expected and measured result",
@@ -34,6 +34,7 @@ VERBS = {
     "convert": "language models of Hugging Face or T5X into our checkpoints, and ours into Hugging Face's",
     "embed": "vectors of the items of a data directory, by a sentence encoder such as MiniLM",
     "run": "all stages of a recipe in order, then a report: measured beside published",
+    "launch": "start a verb as several processes here, or say what starts it on TPU VMs, GKE, SLURM or Ray",
     "study": "scaling studies: grid of runs, laws, a larger model foretold, trained and compared",
 }
 _HELP = """usage: recjax VERB [--help] [options]
@@ -42,6 +43,7 @@ _HELP = """usage: recjax VERB [--help] [options]
 
 Recipes:    --gin_file=configs/recipe/<name>/<n>_<stage>.gin, settings --gin.NAME=VALUE
 Everywhere: --debug shows the traceback behind a message; recjax --version
+            --coordinator=HOST:PORT --processes=N --process=I is one of several (schedulers are recognised)
 """
 
 Main = Callable[[list[str]], int]
@@ -56,15 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(main: Main, argv: Sequence[str] | None = None) -> int:
-    """Call `main` with the arguments, `--debug` taken out, and return its exit status.
+    """Call `main` with the arguments, `--debug` and the place among several processes taken out, and return its status.
 
-    A mistake of the user is a message on stderr and status 2, an interruption is status 130; any other exception is a
-    fault of the program and passes through.
+    A mistake of the user is a message on stderr and status 2, an interruption is status 130 (`core.errors` lists all);
+    any other exception is a fault of the program and passes through.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
-        status = main([word for word in words if word != "--debug"])
+        words, told = take_cluster([word for word in words if word != "--debug"])
+        os.environ.update(told)
+        status = main(words)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
@@ -75,7 +79,7 @@ def run(main: Main, argv: Sequence[str] | None = None) -> int:
         return 130
     except RecjaxError as error:
         _complain(error.message, debug)
-        return 2
+        return TRY_AGAIN if isinstance(error, ClusterError) else 2
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise

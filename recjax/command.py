@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from recjax.cli import ArgumentParser
-from recjax.core import config, distributed
+from recjax.core import config
 from recjax.core.errors import ConfigError
 from recjax.core.flags import Flags, parse_argv, recipe_files
+from recjax.launch import cluster
 from recjax.recipe import Recipe
 
 CONFIG = "config.gin"
@@ -78,4 +79,4 @@ def start_jax() -> None:
         folder = Path(os.environ.get("RECJAX_CACHE", Path.home() / ".cache" / "recjax")) / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    distributed.initialize()
+    cluster.initialize()

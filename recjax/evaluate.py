@@ -13,10 +13,10 @@ from pathlib import Path
 
 from recjax import cli, command
 from recjax.codes_evaluation import CodesEvaluation, CodesEvaluator
-from recjax.core import distributed
 from recjax.core.errors import ConfigError
 from recjax.evaluation import assess
 from recjax.label_evaluation import LabelEvaluator
+from recjax.launch import cluster
 from recjax.ranker_evaluation import RankerEvaluator
 from recjax.recipe import Recipe
 from recjax.results import METRICS, PER_USER, Comparison, Result, compare
@@ -51,7 +51,7 @@ def evaluate_run(
             found[task.name] = evaluator.assess(run.params, stated)
         else:
             found[task.name] = assess(evaluator, run.params, stated)
-        if distributed.is_lead():
+        if cluster.is_lead():
             found[task.name].save(folder_of(recipe, workdir, split, task.name))
     return found
 
@@ -129,7 +129,7 @@ def main(argv: list[str]) -> int:
     found = evaluate_run(given.recipe, workdir, split=split, checkpoint=given.args.checkpoint, cache=given.args.cache)
     if not found:
         print("This model ranks nobody; what there is to say of its codes stands in their artifact (recjax infer).")
-    if distributed.is_lead():
+    if cluster.is_lead():
         for task, result in found.items():
             metrics = result.metrics()
             world = "simulated data" if metrics["protocol"]["simulated"] else metrics["protocol"]["task"]

@@ -31,15 +31,15 @@ import numpy as np
 
 from recjax import cli, command
 from recjax.arms import Arm, arms_table, compare_arms, groups
-from recjax.core import distributed
 from recjax.core.config import Snapshot
-from recjax.core.errors import ConfigError, UnservableError
+from recjax.core.errors import INTERRUPTED, ConfigError, UnservableError
 from recjax.core.flags import Flags, find_file, parse_argv, recipe_files
 from recjax.core.writer import environment, read_metrics
 from recjax.data.examples import Examples
 from recjax.evaluate import evaluate_run, show
 from recjax.export import export_run
 from recjax.infer import infer_run
+from recjax.launch import cluster
 from recjax.list import Header, read_header
 from recjax.prepare import ensure_prepared
 from recjax.recipe import Assembly, Recipe
@@ -50,7 +50,7 @@ from recjax.serve.features import pad, pad_times
 from recjax.study.__main__ import main as study_main
 from recjax.study.__main__ import study_file
 from recjax.tables import differences_table, number, systems_table
-from recjax.train import INTERRUPTED, Outcome, train
+from recjax.train import Outcome, train
 from recjax.trained import Trained, load
 
 _ROOT = Path("runs")
@@ -135,7 +135,7 @@ def run(
     metrics["tasks"] = others
     metrics["arms"] = [compare_arms(group) for group in groups(_arms(stages)) if len(group) > 1]
     facts = {"machine": environment()}
-    if distributed.is_lead():
+    if cluster.is_lead():
         write_json(workdir / METRICS, metrics)
         facts |= _export(load(last[0].recipe, last[0].workdir, cache=cache), workdir / "bundle")
     report = Report(
@@ -327,7 +327,7 @@ def main(argv: list[str]) -> int:
     if found is None:
         return INTERRUPTED
     report, last = found
-    if distributed.is_lead():
+    if cluster.is_lead():
         metrics = json.loads((workdir / METRICS).read_text(encoding="utf-8"))
         for part in (metrics, *metrics["tasks"]):
             show([systems_table(part), differences_table(part)])

@@ -3,13 +3,16 @@
 The loop knows neither models nor losses: it fetches a batch, dispatches the step, and reads the metrics of the step
 before, so that the device never waits for the host. Whatever is needed to go on is in the checkpoint (state, data
 position, progress); a run that was killed and started again is the run that was not.
+
+Told to stop (SIGTERM) it saves and exits with `errors.INTERRUPTED`. An error from anywhere but the training itself
+saves what is sound before it goes on its way: nothing but the step under way is lost.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,13 +21,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from recjax import cli, command
 from recjax.core import flops, switch
 from recjax.core.checkpoint import Checkpointer
 from recjax.core.config import Snapshot
-from recjax.core.errors import ConfigError, TrainingError
+from recjax.core.errors import INTERRUPTED, CheckpointError, ConfigError, TrainingError
+from recjax.core.interruption import Stop, is_sound
 from recjax.core.optim import eval_params, learning_rate
 from recjax.core.state import TrainState
 from recjax.core.warm_start import WarmStart
@@ -35,8 +38,6 @@ from recjax.recipe import Assembly, Recipe
 from recjax.results import System
 
 CHECKPOINTS = "checkpoints"
-INTERRUPTED = 143  # the exit status of a run that was told to stop, saved, and may be started again
-_AGREE_EVERY = 20
 
 
 @dataclasses.dataclass
@@ -56,7 +57,7 @@ class Progress:
 
 
 class Pace:
-    """Targets per second over the steps since it was last asked; the first step, which compiles, does not count."""
+    """Tokens per second over the steps since it was last asked; the first step, which compiles, does not count."""
 
     def __init__(self) -> None:
         self._tokens = self._seconds = self._waited = 0.0
@@ -119,9 +120,10 @@ def train(
         ) as checkpoints,
     ):
         begin = run.restore_or_start(checkpoints, initial or recipe.warm_start)
-        with RunWriter(workdir, first_step=int(begin.step), total_steps=recipe.train_steps) as writer, _Stop() as stop:
+        with RunWriter(workdir, first_step=int(begin.step), total_steps=recipe.train_steps) as writer:
             writer.describe(run.facts(words), snapshot)
-            return run.loop(begin, checkpoints, writer, stop)
+            with Stop(run.assembly.mesh) as stop:
+                return run.loop(begin, checkpoints, writer, stop)
 
 
 class _Run:
@@ -136,13 +138,17 @@ class _Run:
         self.learning_rate = learning_rate(recipe.optimizer, recipe.train_steps)
         self.flops = assembly.flops_per_token()
         self.progress, self.pace = Progress(), Pace()
+        self.data = self.batches.get_state()  # after the last step done, whatever was fetched since
+        self.owes_evaluation = False  # of the last step done
 
     def restore_or_start(self, checkpoints: Checkpointer, initial: WarmStart | None) -> TrainState:
         """The state to go on from; the data position and the progress are set to match."""
         restored = checkpoints.restore(self.assembly.abstract_state())
         if restored is not None:
-            self.batches.set_state(restored.iterator["data"])
+            self.data = restored.iterator["data"]
+            self.batches.set_state(self.data)
             self.progress = Progress(**restored.iterator["progress"])
+            self.owes_evaluation = restored.iterator.get("owes_evaluation", False)
             return restored.state
         fresh = self.assembly.init_state()
         return fresh if initial is None else self.assembly.warm_started(fresh, initial)
@@ -155,6 +161,7 @@ class _Run:
             "seed": self.recipe.seed,
             "examples": [str(e.hash) for e in self.assembly.examples],
             "vocabulary": self.assembly.vocab.hash,
+            "trained_times": self.assembly.examples[0].manifest.get("trained_times", []),
             "simulated": any(e.manifest["simulated"] for e in self.assembly.examples),
             "parameters": count_parameters(self.assembly.abstract_params()),
             "flops_per_token": dataclasses.asdict(self.flops),
@@ -163,37 +170,44 @@ class _Run:
             "row_use": self.batches.row_use,
         }
 
-    def loop(self, begin: TrainState, checkpoints: Checkpointer, writer: RunWriter, stop: _Stop) -> Outcome:
+    def loop(self, begin: TrainState, checkpoints: Checkpointer, writer: RunWriter, stop: Stop) -> Outcome:
         """Step until the last step, until patience runs out, or until told to stop."""
         recipe, now = self.recipe, begin
         train_step, const = self.assembly.train_step(), self.assembly.const()
         late, started = LateMetrics(), time.perf_counter()
-        step, stopped = int(begin.step), "patience" if self._is_out_of_patience() else ""
-        first = step
-        if not recipe.train_steps and not self.progress.best_step and self.progress.best is None:
-            evaluated = self._evaluate(step, now, writer)
-            position = {"data": self.batches.get_state(), "progress": dataclasses.asdict(self.progress)}
-            checkpoints.save(now, iterator=position, metrics=evaluated)
-        while step < recipe.train_steps and not stopped:
-            waited = time.perf_counter()
-            batch = next(self.batches)
-            waited = time.perf_counter() - waited
-            self._trace(step - first, jax.block_until_ready, now.step)
-            now, metrics = train_step(now, self.assembly.mesh.put_batch(batch), const)
-            step += 1
-            self._note(late.put(step, metrics, waited), writer)
-            is_last, evaluated = step == recipe.train_steps, {}
-            if is_last or (recipe.eval_every and step % recipe.eval_every == 0):
-                self._note(late.flush(), writer)
-                evaluated = self._evaluate(step, now, writer)
-                now = self._after_evaluation(now, evaluated)
-            stopped = "signal" if stop.is_asked(step) else "patience" if self._is_out_of_patience() else ""
-            if checkpoints.due(step, is_last=is_last or bool(stopped), metrics=evaluated):
-                self._note(late.flush(), writer)
-                position = {"data": self.batches.get_state(), "progress": dataclasses.asdict(self.progress)}
-                checkpoints.save(now, iterator=position, metrics=evaluated)
-            checkpoints.check()
-        checkpoints.wait()
+        step = first = int(begin.step)
+        try:
+            if self.owes_evaluation:
+                now = self._evaluated(step, now, writer)[0]
+            stopped = "patience" if self._is_out_of_patience() else ""
+            if not recipe.train_steps and not self.progress.best_step and self.progress.best is None:
+                checkpoints.save(now, metrics=self._evaluate(step, now, writer), iterator=self._position())
+            while step < recipe.train_steps and not stopped:
+                waited = time.perf_counter()
+                batch = next(self.batches)
+                waited = time.perf_counter() - waited
+                self._trace(step - first, jax.block_until_ready, now.step)
+                now, metrics = train_step(now, self.assembly.mesh.put_batch(batch), const)
+                is_last, evaluated = step + 1 == recipe.train_steps, {}
+                is_due = is_last or bool(recipe.eval_every and (step + 1) % recipe.eval_every == 0)
+                # The step last: `_rescue` trusts the others only when it agrees with the state.
+                self.owes_evaluation, self.data, step = is_due, self.batches.get_state(), step + 1
+                self._note(late.put(step, metrics, waited), writer)
+                if is_due:
+                    self._note(late.flush(), writer)
+                    now, evaluated = self._evaluated(step, now, writer)
+                stopped = "signal" if stop.is_asked() else "patience" if self._is_out_of_patience() else ""
+                if checkpoints.due(step, is_last=is_last or bool(stopped), metrics=evaluated):
+                    self._note(late.flush(), writer)
+                    checkpoints.save(now, metrics=evaluated, iterator=self._position())
+                checkpoints.check()
+            checkpoints.wait()
+        except (TrainingError, CheckpointError):
+            raise
+        except (Exception, KeyboardInterrupt):
+            if step > first:
+                self._rescue(step, now, late, checkpoints, writer)
+            raise
         return Outcome(
             step=step,
             best=self.progress.best,
@@ -201,6 +215,33 @@ class _Run:
             stopped=stopped,
             seconds=time.perf_counter() - started,
         )
+
+    def _position(self) -> dict[str, Any]:
+        """What a checkpoint holds besides the state: where the data is, and what is known of the run."""
+        return {
+            "data": self.data,
+            "progress": dataclasses.asdict(self.progress),
+            "owes_evaluation": self.owes_evaluation,
+        }
+
+    def _rescue(
+        self, step: int, now: TrainState, late: LateMetrics, checkpoints: Checkpointer, writer: RunWriter
+    ) -> None:
+        """Save what an error is about to take away, if it is whole and finite.
+
+        Several processes cannot: the others are not here, and saving takes all of them.
+        """
+        if jax.process_count() > 1 or not is_sound(now) or step != int(now.step):
+            return
+        try:
+            with contextlib.suppress(OSError):
+                self._note(late.flush(), writer)
+            checkpoints.save(now, iterator=self._position())
+            checkpoints.wait()
+        except (TrainingError, CheckpointError, OSError) as error:
+            writer.message(f"the step under way could not be saved: {error}")
+        else:
+            writer.message(f"saved step {step:,}, the last whole one, before the error")
 
     def _note(self, found: StepMetrics | None, writer: RunWriter) -> None:
         """Look at the metrics of a step that is done: stop on NaN, log when it is time."""
@@ -234,8 +275,9 @@ class _Run:
         ranked = {name: evaluator(params) for name, evaluator in self.evaluators.items()}
         values = self._means(ranked)
         metric = self.recipe.best_metric()
-        self.progress.note(step, values[metric], self.recipe.checkpoints.mode)
-        best = "best so far" if self.progress.best_step == step else f"best at step {self.progress.best_step}"
+        progress = dataclasses.replace(self.progress)
+        progress.note(step, values[metric], self.recipe.checkpoints.mode)
+        best = "best so far" if progress.best_step == step else f"best at step {progress.best_step}"
         written = {f"valid/{m}": value for m, value in values.items()}
         for name, found in ranked.items():
             line = ", ".join(f"{m} {found.values[m]:.4f}" for m in self.recipe.evaluation.shown() if m in found.values)
@@ -244,6 +286,7 @@ class _Run:
             if len(ranked) > 1:
                 written |= {f"valid/{name}/{m}": value for m, value in found.values.items()}
         writer.write(step, written)
+        self.progress = progress
         return values
 
     def _means(self, ranked: Mapping[str, System]) -> dict[str, float]:
@@ -258,6 +301,13 @@ class _Run:
                 expected=", ".join(means),
             )
         return means
+
+    def _evaluated(self, step: int, now: TrainState, writer: RunWriter) -> tuple[TrainState, Mapping[str, float]]:
+        """Evaluate, and tell an optimiser that switches how it goes."""
+        evaluated = self._evaluate(step, now, writer)
+        now = self._after_evaluation(now, evaluated)
+        self.owes_evaluation = False
+        return now, evaluated
 
     def _after_evaluation(self, now: TrainState, metrics: Mapping[str, float]) -> TrainState:
         """Tell an optimiser that switches how it goes."""
@@ -277,29 +327,6 @@ class _Run:
             jax.profiler.start_trace(str(self.workdir / "profile"))
         else:
             jax.profiler.stop_trace()
-
-
-class _Stop:
-    """Remembers SIGTERM, so that a run that is told to stop saves first."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def __enter__(self) -> _Stop:
-        self._before = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-    def is_asked(self, step: int) -> bool:
-        """Whether any process was told; they agree every few steps, so that all of them stop after the same one."""
-        if jax.process_count() == 1 or step % _AGREE_EVERY:
-            return self._asked and jax.process_count() == 1
-        return bool(multihost_utils.process_allgather(np.asarray(self._asked)).any())
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self._asked = True
 
 
 def _steps(text: str) -> tuple[int, int]:

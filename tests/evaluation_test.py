@@ -313,7 +313,7 @@ def test_baselines_alone_need_no_model(examples):
 _PROCESS = """
 import json, sys
 import jax
-from recjax.core import distributed
+from recjax.launch import cluster
 from recjax.core.module import Functional
 from recjax.core.sharding import MeshConfig, make_mesh
 from recjax.data.examples import Examples
@@ -332,7 +332,7 @@ def ranked(path, devices):
     return Evaluator(examples, split="test", config=how, model=model, history_length=4, mesh=mesh)(params)
 
 if __name__ == "__main__":
-    distributed.initialize()
+    cluster.initialize()
     found = ranked(sys.argv[1], jax.devices())
     print(json.dumps([found.rank.tolist(), dict(found.values), {str(k): v for k, v in found.recommended.items()}]))
 """

@@ -39,7 +39,7 @@ INSIDE = {
     ),
 }
 # Files that may import more than their folder.
-MORE = {"serve/__main__.py": ("cli",)}
+MORE = {"launch/__main__.py": ("cli",), "serve/__main__.py": ("cli",)}
 
 # A library, and who may import it: a file, a folder "x/", or the entry points "*".
 OUTSIDE = {

@@ -4,7 +4,7 @@ orbax writes and reads the arrays, without holding up training and onto whatever
 checkpoint is beyond its arrays, and when it counts as one, is decided here: it is written under another name,
 sealed with the sizes and hashes of its files (`core.saved`), and appears by a rename. Killing the process at any
 moment leaves at most an unfinished folder, which the next run clears away. A damaged checkpoint is passed over for
-the one before; one of another model or vocabulary never is.
+the one before, which is never deleted for its sake; one of another model or vocabulary never is.
 """
 
 from __future__ import annotations
@@ -206,8 +206,8 @@ class Checkpointer:
         keep = {record.step, *best, *sorted(self._metrics)[-self._config.keep_last :]}
         for step in [step for step in self._metrics if step not in keep]:
             del self._metrics[step]
-            if self._is_lead:
-                _delete(self._directory, step)
+        if self._is_lead:
+            _collect(self._directory, keep)
 
     def _failed(self, step: int, temporary: Path, error: Exception) -> CheckpointError:
         with contextlib.suppress(Exception):  # the same error once more
@@ -351,6 +351,19 @@ def _put_aside(path: Path) -> None:
     aside = path.with_name(path.name + ".damaged")
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
+
+
+def _collect(directory: Path, keep: set[int]) -> None:
+    """Delete the checkpoints not in `keep`; for each of those that has been damaged the newest whole one stays too.
+
+    Looked at are the record and the size of every file; hashes are for restoring, which passes over what is damaged.
+    """
+    lost = sum(not saved.looks_whole(directory / saved.name_of(step)) for step in keep)
+    for step in sorted(set(saved.steps(directory)) - keep, reverse=True):
+        if lost and saved.looks_whole(directory / saved.name_of(step)):
+            lost -= 1
+        else:
+            _delete(directory, step)
 
 
 def _delete(directory: Path, step: int) -> None:

@@ -4,7 +4,14 @@ Every mistake a user can make ends in one `RecjaxError`: what is wrong, where, w
 it. The command line prints the message without a traceback and exits with status 2 (`--debug` shows the
 traceback). Programming errors stay ordinary Python exceptions. This module imports nothing, so that the commands
 can report a mistake before any heavy import.
+
+Exit statuses of every verb: 0 done, 2 a mistake of the user, 130 interrupted from the keyboard, `INTERRUPTED` told to
+stop, saved, and to be started again, `TRY_AGAIN` the other processes of a run are not there; anything else is a fault
+of the program or of the machine. Launchers start again after the two, and after a death by a signal.
 """
+
+INTERRUPTED = 143  # 128 + SIGTERM: also what a shell says of a process that SIGTERM ended before it could save
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class RecjaxError(Exception):
@@ -41,6 +48,10 @@ class ExamplesError(RecjaxError):
 
 class MeshError(RecjaxError):
     """A mesh or sharding that does not fit the devices or the batch."""
+
+
+class ClusterError(RecjaxError):
+    """Processes of a run that are missing, or that do not go together."""
 
 
 class CheckpointError(RecjaxError):

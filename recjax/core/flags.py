@@ -17,6 +17,7 @@ from pathlib import Path
 
 from recjax.core.errors import ConfigError
 
+_PREFIX = "RECJAX_"
 _STAGE = re.compile(r"(\d+)_\w+\.gin")
 
 
@@ -57,6 +58,23 @@ def parse_argv(argv: Sequence[str]) -> Flags:
         else:
             rest.append(word)
     return Flags(gin_files=tuple(files), bindings=tuple(bindings), search_paths=tuple(paths), rest=tuple(rest))
+
+
+def take_cluster(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments without the place of this process among several, and that place as environment variables."""
+    names = {"--coordinator": _PREFIX + "COORDINATOR", "--processes": _PREFIX + "NUM_PROCESSES"}
+    names["--process"] = _PREFIX + "PROCESS_ID"
+    if not any(word.startswith("--coordinator=") for word in argv):
+        return list(argv), {}
+    told = {_PREFIX + "CLUSTER_FROM_FLAGS": "1", **dict.fromkeys(names.values(), "")}
+    rest = []
+    for word in argv:
+        flag, sep, value = word.partition("=")
+        if sep and flag in names:
+            told[names[flag]] = value
+        else:
+            rest.append(word)
+    return rest, told
 
 
 def config_root() -> Path:

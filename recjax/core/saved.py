@@ -96,11 +96,14 @@ def read(path: Path) -> Record:
         raise Damaged(f"{RECORD} lacks something: {error!r}") from error
 
 
-def check(path: Path) -> Record:
-    """The record of a checkpoint of which every file is as it was written; raises `Damaged` otherwise."""
+def check(path: Path, *, verify: bool = True) -> Record:
+    """The record of a checkpoint of which every file is as it was written; raises `Damaged` otherwise.
+
+    Without `verify` the files are not read, and only their sizes compared.
+    """
     record, files = read(path), _read_json(path / FILES)
     try:
-        folder.check_files(path, {"files": files}, verify=True, error=CheckpointError)
+        folder.check_files(path, {"files": files}, verify=verify, error=CheckpointError)
     except CheckpointError as error:
         raise Damaged(error.what) from error
     except (OSError, KeyError, TypeError, AttributeError) as error:
@@ -108,6 +111,15 @@ def check(path: Path) -> Record:
     if record.step != int(path.name):
         raise Damaged(f"{RECORD} is of step {record.step}")
     return record
+
+
+def looks_whole(path: Path) -> bool:
+    """Whether every file is there in its size."""
+    try:
+        check(path, verify=False)
+    except Damaged:
+        return False
+    return True
 
 
 def load(path: Path, target: Any) -> Any:

@@ -330,8 +330,8 @@ def test_a_process_killed_while_saving_leaves_a_run_that_goes_on(tmp_path):
 PROCESSES = """
 import pathlib, sys, warnings
 import numpy as np
-from recjax.core import distributed
-distributed.initialize()
+from recjax.launch import cluster
+cluster.initialize()
 import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
