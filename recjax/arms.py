@@ -1,10 +1,9 @@
 """Stages compared side by side: the arms of an experiment, each trained with the same seeds.
 
-An arm's value is the mean over its seeds. Its difference to the first arm is taken per user, averaged over the seeds
-they share, and bootstrapped over users (over queries where examples have one): the interval says how far the
-difference would move with other users, and
-the spread over seeds stands beside it. Arms whose models know the time of the target stand in a table of their own,
-as do arms evaluated on other examples.
+An arm's value is the mean over its seeds. Its difference to the first arm, or to the one it names, is taken per user,
+averaged over the seeds they share, and bootstrapped over users (over queries where examples have one): the interval
+says how far the difference would move with other users, and the spread over seeds stands beside it. Arms whose models
+know the time of the target stand in a table of their own, as do arms evaluated on other examples.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from recjax.core.errors import ConfigError
 from recjax.metrics.bootstrap import intervals
 from recjax.results import SAME, Result
 from recjax.slices import Group
@@ -25,11 +25,15 @@ MODEL = "model"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One stage, trained with some seeds: what its header calls it and what evaluation found for each seed."""
+    """One stage, trained with some seeds: what its header calls it and what evaluation found for each seed.
+
+    `against` is the arm that it is compared with; "" is the first of all.
+    """
 
     name: str
     title: str
     results: Mapping[int, Result]
+    against: str = ""
 
     @property
     def condition(self) -> tuple[Any, ...]:
@@ -74,32 +78,38 @@ def groups(arms: Sequence[Arm]) -> list[list[Arm]]:
 
 
 def compare_arms(arms: Sequence[Arm], *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Mean, seeds and difference to the first arm, of every metric, for arms of one condition.
+    """Mean, seeds and difference to the first arm, or the one it names, of every metric, for arms of one condition.
 
-    Raises `ValueError` for arms of different conditions or without a seed in common.
+    Raises `ValueError` for arms of different conditions or without a seed in common, `ConfigError` for an arm that is
+    to be compared with one that is not among them.
     """
     if len(groups(arms)) != 1:
         raise ValueError("arms of different conditions cannot be compared")
     first, rows = arms[0], {}
     one = next(iter(first.results.values()))
-    everyone = one.clusters(one.user_index)
+    everyone, by_name = one.clusters(one.user_index), {arm.name: arm for arm in arms}
     for arm in arms:
-        shared = [s for s in arm.results if s in first.results]
+        base = by_name.get(arm.against or first.name)
+        if base is None:
+            known = ", ".join(by_name)
+            raise ConfigError(f"the arm {arm.name} is against {arm.against}", where="against:", expected=known)
+        shared = [s for s in arm.results if s in base.results]
         if not shared:
-            raise ValueError(f"{arm.name} and {first.name} have no seed in common")
+            raise ValueError(f"{arm.name} and {base.name} have no seed in common")
         values = next(iter(arm.results.values())).systems[MODEL].values
         row: dict[str, Any] = {
             "title": arm.title,
             "values": {m: float(np.mean(arm.seed_values(m))) for m in values},
             "per_seed": {str(s): dict(r.systems[MODEL].values) for s, r in arm.results.items()},
         }
-        if arm is not first:
-            row["difference"] = _difference(arm.users(shared), first.users(shared), everyone, samples, seed)
-        row["hard"], theirs = {}, first.hard_groups(shared)
+        if arm is not base:
+            row["against"] = base.name
+            row["difference"] = _difference(arm.users(shared), base.users(shared), everyone, samples, seed)
+        row["hard"], theirs = {}, base.hard_groups(shared)
         for (task, group), (users, values) in arm.hard_groups(shared).items():
             part: dict[str, Any] = {"values": {name: float(v.mean()) for name, v in values.items() if len(v)}}
             other = theirs.get((task, group))
-            if arm is not first and len(users) and other is not None and np.array_equal(users, other[0]):
+            if arm is not base and len(users) and other is not None and np.array_equal(users, other[0]):
                 part["difference"] = _difference(values, other[1], one.clusters(users), samples, seed)
             row["hard"].setdefault(task, {})[group] = part
         rows[arm.name] = row
@@ -128,21 +138,28 @@ def _difference(
 
 
 def arms_table(found: Mapping[str, Any], k: int = 10) -> Table:
-    """One row for each arm: metrics, their spread over seeds, differences to the first arm with intervals."""
+    """One row for each arm: metrics, their spread over seeds, differences to the first arm with intervals.
+
+    Where an arm is compared with another one a column says with which.
+    """
     first = next(iter(found["arms"].values()))["values"]
     wanted = dict.fromkeys([f"recall@{k}", f"ndcg@{k}", "mrr", "nll", *found["metrics"]])
     names = [name for name in wanted if name in first]
     differed, rows = found["metrics"] or [f"recall@{k}", f"ndcg@{k}"], []
+    bases = dict.fromkeys(row["against"] for row in found["arms"].values() if "against" in row)
+    several = list(bases) not in ([], [found["first"]])
     for name, row in found["arms"].items():
         cells = [name]
         for metric in names:
             seeds = [values[metric] for values in row["per_seed"].values()]
             spread = f" ±{number(float(np.std(seeds, ddof=1)))}" if len(seeds) > 1 else ""
             cells.append(number(row["values"][metric]) + spread)
+        cells += [row.get("against", "")] * several
         for metric in differed:
             cells.append(_bounded(row.get("difference", {}).get(metric)))
         rows.append(cells)
-    header = ["", *names, *(f"{metric} - {found['first']}" for metric in differed)]
+    against = "that of the arm" if several else found["first"]
+    header = ["", *names, *["compared with"] * several, *(f"{metric} - {against}" for metric in differed)]
     kind = "told the time of the target" if found["target_time_used"] else "without the time of the target"
     return Table(title=f"Arms on {found['task']} ({kind})", header=header, rows=rows)
 

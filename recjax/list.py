@@ -11,8 +11,9 @@ A recipe begins with a block of comments; the listing is read from there, so tha
     # measured:
 
 A stage of several may add its part in the experiment, `role:` "arm" (compared with the other arms) or "teacher" (only
-feeds later stages), and `infer:`, the kinds of artifact that `recjax run` writes when it is done. A field goes on
-until the next one; text before the first field belongs to none. Neither gin nor jax is needed.
+feeds later stages), `against:`, the arm that it is compared with if that is not the first, and `infer:`, the kinds of
+artifact that `recjax run` writes when it is done. A field goes on until the next one; text before the first field
+belongs to none. Neither gin nor jax is needed.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Header:
     measured: str = ""
     role: str = ""
     infer: str = ""
+    against: str = ""
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Header))

@@ -56,6 +56,21 @@ def test_the_difference_is_that_of_the_means_over_shared_seeds() -> None:
     assert [row[0] for row in table.rows] == ["a", "b"] and "without the time" in table.title
 
 
+def test_an_arm_may_name_the_one_it_is_compared_with() -> None:
+    rng = np.random.default_rng(2)
+    one, two, three = (arm(n, result(rng.integers(0, 30, 50).tolist())) for n in "abc")
+    named = dataclasses.replace(three, against="b")
+    found = compare_arms([one, two, named])["arms"]
+    assert [row.get("against") for row in found.values()] == [None, "a", "b"]
+    only = compare_arms([two, three])["arms"]["c"]
+    assert found["c"]["difference"] == only["difference"] != compare_arms([one, three])["arms"]["c"]["difference"]
+    table = arms_table(compare_arms([one, two, named]))
+    assert [row[table.header.index("compared with")] for row in table.rows] == ["", "a", "b"]
+    assert "compared with" not in arms_table(compare_arms([one, two])).header
+    with pytest.raises(ConfigError, match="against z"):
+        compare_arms([one, dataclasses.replace(three, against="z")])
+
+
 def test_answers_to_one_query_are_resampled_together() -> None:
     rng = np.random.default_rng(1)
     few = [result(rng.integers(0, 12, 40).tolist()) for _ in range(2)]

@@ -20,7 +20,7 @@ from recjax.data.batch import Batch
 from recjax.data.examples import Examples
 from recjax.data.hashing import permutation
 from recjax.data.heldout import process_rows
-from recjax.data.label_noise import HiddenPositives
+from recjax.data.label_noise import HiddenPositives, MissingNegatives, MissingPeriod, Totals
 from recjax.data.label_store import LabelStore
 from recjax.data.ranker_features import RankerFeatures
 from recjax.data.shards import ExampleSource
@@ -39,18 +39,23 @@ class RowsFeed:
 
     With `balance` above 0 domains are drawn in proportion to (their rows) ** (1 - balance), 1 being equally often, each
     going through its own rows. `domain_weight` a multiplies the weight of a row by (N / (T n)) ** a for a domain of n
-    of all N rows, T domains: with 1 all domains weigh the same.
+    of all N rows, T domains: with 1 all domains weigh the same. `domains` are the names of those that are trained on,
+    all when there are none.
 
-    `labels` adds what a teacher said of each row, as `teacher/<name>`; `hidden` hides some positives. Examples larger
-    than `memory_gib` are read from disk.
+    `labels` adds what a teacher said of each row, as `teacher/<name>`. For experiments, `hidden` hides some positives,
+    `totals` adds a label that is known as totals of domains alone, and `missing` leaves rows without weight. Examples
+    larger than `memory_gib` are read from disk.
     """
 
     batch_size: int
     order: str = "shuffled"
     balance: float = 0.0
     domain_weight: float = 0.0
+    domains: Sequence[str] = ()
     labels: LabelStore | None = None
     hidden: HiddenPositives | None = None
+    totals: Totals | None = None
+    missing: MissingNegatives | MissingPeriod | None = None
     memory_gib: float = 2.0
 
     # As a feed of windows would say it: a row is a row of one slot, and there is no history.
@@ -84,7 +89,7 @@ class RowReader:
         self.heads: tuple[str, ...] = tuple(examples.manifest["heads"])
         self._encoder = RankerFeatures.load(examples.path).encoder
         names = {field.name for field in examples.schema(split)}
-        self._single = [name for name in ("weight", "user_index", "domain") if name in names]
+        self.single = [name for name in ("weight", "user_index", "domain") if name in names]
         self._lists = {"labels": len(self.heads), **self._encoder.widths}
 
     def __len__(self) -> int:
@@ -92,12 +97,12 @@ class RowReader:
 
     def read(self, rows: np.ndarray) -> Batch:
         """The rows of these numbers."""
-        found = self.source.read(rows, [*self._single, *self._lists])
+        found = self.source.read(rows, [*self.single, *self._lists])
         lists = {name: _matrix(*found[name], width) for name, width in self._lists.items()}
         labels = lists.pop("labels")
         batch = self._encoder.batch(lists)
         batch |= {f"label/{head}": np.ascontiguousarray(labels[:, k]) for k, head in enumerate(self.heads)}
-        return batch | {name: found[name][0][found[name][1]] for name in self._single}
+        return batch | {name: found[name][0][found[name][1]] for name in self.single}
 
     def column(self, name: str) -> np.ndarray:
         """A field of the records of all rows: [n], or [n, heads] for `labels`."""
@@ -120,24 +125,26 @@ class RowsBatches:
             raise ConfigError(f"{len(examples)} tasks of impressions", where="Mixture.tasks", expected=expected)
         one = examples[0]
         self._reader = RowReader(one, "train", source=one.source("train", memory_bytes=int(feed.memory_gib * 2**30)))
-        self._labels = feed.labels.read(one) if feed.labels else {}
+        self._labels = feed.labels.read(one) if feed.labels else None
         self._feed, self._seed = feed, seed
+        self._totals = self._rates_of(feed.totals) if feed.totals else {}
         self._rows = process_rows(feed.batch_size, process_index, process_count)
         has_domains = bool(one.manifest["domains"])
-        if not has_domains and (feed.balance or feed.domain_weight):
+        if not has_domains and (feed.balance or feed.domain_weight or feed.domains):
             raise ConfigError(
-                "balance and domain_weight need domains",
+                "balance, domain_weight and domains need domains",
                 where="RowsFeed",
                 expected="Impressions.domain, the column that holds them",
             )
         domain = self._reader.column("domain") if has_domains else np.zeros(len(self._reader), np.int32)
-        sizes = np.bincount(domain)
-        weights = (len(domain) / (np.count_nonzero(sizes) * np.maximum(sizes, 1))) ** feed.domain_weight
+        chosen = _chosen(feed.domains, one.manifest["domains"], domain)
+        sizes = np.bincount(domain[chosen])
+        weights = (len(chosen) / (np.count_nonzero(sizes) * np.maximum(sizes, 1))) ** feed.domain_weight
         self._weights = weights.astype(np.float32)
-        self._parts = [np.flatnonzero(domain == d) for d in np.flatnonzero(sizes)] if feed.balance else []
-        self._parts = self._parts or [np.arange(len(domain))]
+        self._parts = [chosen[domain[chosen] == d] for d in np.flatnonzero(sizes)] if feed.balance else [chosen]
         self._rates = [float(len(part)) ** (1 - feed.balance) for part in self._parts]
-        told = [one.hash, feed.order, feed.balance, seed]
+        told = [one.hash, feed.order, feed.balance, seed, *feed.domains]
+        told += [self._labels.hash] if self._labels else []
         self._identity = json.dumps(told)
         self._position, self._orders = 0, {}
 
@@ -148,11 +155,15 @@ class RowsBatches:
         rows = self.numbers(self._position + np.arange(self._rows.start, self._rows.stop))
         self._position += self._feed.batch_size
         batch = self._reader.read(rows)
+        domain = batch.get("domain", np.zeros(len(rows), np.int32))
+        batch |= {f"label/{name}": rates[domain] for name, rates in self._totals.items()}
         if self._feed.hidden:
             batch = self._feed.hidden.apply(batch, rows)
+        if self._feed.missing:
+            batch = self._feed.missing.apply(batch, rows, len(self._reader))
         if self._feed.domain_weight:
             batch["weight"] = batch["weight"] * self._weights[batch["domain"]]
-        return batch | {f"teacher/{name}": values[rows] for name, values in self._labels.items()}
+        return batch | self._labels.of_rows(rows) if self._labels else batch
 
     def numbers(self, positions: np.ndarray) -> np.ndarray:
         """int64: the number of the row at each position of the endless stream; positions in ascending order."""
@@ -174,7 +185,7 @@ class RowsBatches:
         """Raises `CheckpointError` when the state belongs to other examples, another order or seed."""
         if state.get("identity") != self._identity:
             raise CheckpointError(
-                "the saved position belongs to other examples, another order or another seed",
+                "the saved position belongs to other examples, another order or seed, or what another teacher said",
                 where=f"data position {state.get('identity')!r}",
                 expected=repr(self._identity),
                 mend="train with the recipe and data of the checkpoint, or start a new run",
@@ -190,12 +201,21 @@ class RowsBatches:
     @property
     def epoch_targets(self) -> list[int]:
         """Rows of an epoch."""
-        return [len(self._reader)]
+        return [sum(map(len, self._parts))]
 
     unique_targets = epoch_targets
 
     def close(self) -> None:
         """Nothing is held open."""
+
+    def _rates_of(self, totals: Totals) -> dict[str, np.ndarray]:
+        """The labels that are known as totals: name -> [domains]. Raises `ConfigError` without such a head."""
+        heads = self._reader.heads
+        if totals.head not in heads:
+            raise ConfigError(f"no head {totals.head!r}", where="Totals.head", expected=", ".join(heads))
+        label = self._reader.column("labels")[:, heads.index(totals.head)]
+        domain = self._reader.column("domain") if "domain" in self._reader.single else np.zeros(len(label), np.int32)
+        return {totals.name: totals.rates(label, domain)}
 
     def _order_of(self, part: int, epoch: int, count: int) -> np.ndarray:
         if self._feed.order == "time":
@@ -218,6 +238,15 @@ def held_rows(
         batch = reader.read(np.where(real, numbers, 0))
         batch["row_weight"] = real.astype(np.float32)
         yield np.where(real, numbers, -1), batch
+
+
+def _chosen(wanted: Sequence[str], names: Sequence[str], domain: np.ndarray) -> np.ndarray:
+    """int64: the numbers of the rows of the domains that are wanted; all of them when none is named."""
+    if unknown := [name for name in wanted if name not in names]:
+        raise ConfigError(f"no domain {', '.join(unknown)}", where="RowsFeed.domains", expected=", ".join(names))
+    if not wanted:
+        return np.arange(len(domain))
+    return np.flatnonzero(np.isin(domain, [names.index(name) for name in wanted]))
 
 
 def _matrix(values: np.ndarray, begins: np.ndarray, width: int) -> np.ndarray:

@@ -170,7 +170,8 @@ class TeacherDistillation(HeadDistillation):
     """What a teacher said of a row, `batch.teacher/<head>` [b], NaN where it said nothing.
 
     `form` "binary": cross-entropy of the student and sigmoid(t / `temperature`), t being a logit; "value": squared
-    error to t, which is in the space of the student's output. Metric `coverage`: the share of rows it spoke of.
+    error to t, which is in the space of the student's output. Metrics `coverage`: the share of rows it spoke of;
+    `version`: that of the teacher on average, where the batch tells it (`batch.teacher/version`).
     """
 
     name: str = "teacher_distillation"
@@ -190,7 +191,10 @@ class TeacherDistillation(HeadDistillation):
             loss = cross_entropy(student, jax.nn.sigmoid(said / self.temperature))
         else:
             loss = jnp.square(student - said)
-        return self.ramped(loss, weight, const, coverage=(weight.sum(), self._own(batch).sum()))
+        told = {"coverage": (weight.sum(), self._own(batch).sum())}
+        if "teacher/version" in batch:
+            told["version"] = (weight * jnp.nan_to_num(batch["teacher/version"])).sum(), weight.sum()
+        return self.ramped(loss, weight, const, **told)
 
     def _teacher(self, batch: Tree) -> Rows:
         return find(f"batch.teacher/{self.head}", out={}, batch=batch, const={})

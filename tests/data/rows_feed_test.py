@@ -12,6 +12,7 @@ from recjax.core.errors import ArtifactError, CheckpointError, ConfigError, Exam
 from recjax.data.counters import History
 from recjax.data.examples import Examples
 from recjax.data.fields import Categorical, Numeric, SequenceOf
+from recjax.data.label_noise import HiddenPositives, MissingPeriod, Totals
 from recjax.data.label_store import LabelStore, write_labels
 from recjax.data.rated_world import RatedWorld
 from recjax.data.rows_feed import RowReader, RowsBatches, RowsFeed, held_rows
@@ -164,6 +165,31 @@ def test_labels_of_a_teacher_go_with_their_rows(examples: Examples, tmp_path: Pa
         feed(other, labels=LabelStore(path=str(tmp_path / "store")))
     with pytest.raises(ValueError, match=f"not {count} labels"):
         write_labels(tmp_path / "more", examples, {"click": np.zeros(3, np.float32)})
+
+
+def test_a_run_does_not_go_on_with_what_another_teacher_said(examples: Examples, tmp_path: Path) -> None:
+    said = np.zeros(examples.count("train"), np.float32)
+    for name, value in (("one", 0.0), ("other", 1.0)):
+        write_labels(tmp_path / name, examples, {"click": said + value}, step=7)
+    one, again, other = (feed(examples, labels=LabelStore(path=str(tmp_path / n))) for n in ("one", "one", "other"))
+    next(one)
+    again.set_state(one.get_state())
+    same(next(one), next(again))
+    with pytest.raises(CheckpointError, match="another teacher"):
+        other.set_state(one.get_state())
+
+
+def test_hidden_positives_leave_the_totals_alone_and_missing_rows_without_weight(examples: Examples) -> None:
+    noise = {"hidden": HiddenPositives(head="click", share=1.0), "totals": Totals(head="click")}
+    batches, reader = feed(examples, missing=MissingPeriod(share=0.5), **noise), RowReader(examples, "train")
+    numbers, found = batches.numbers(np.arange(320)), drawn(batches, 10)
+    assert (found["label/click"] == 0).all() and found["label/like"].any()
+    label, domain = reader.column("labels")[:, 0], reader.column("domain")
+    rate = np.array([label[domain == d].mean() for d in range(domain.max() + 1)])
+    np.testing.assert_allclose(found["label/total"], rate[domain[numbers]], rtol=1e-6)
+    np.testing.assert_array_equal(found["weight"], numbers < len(reader) / 2)
+    with pytest.raises(ConfigError, match="no head 'buy'"):
+        feed(examples, totals=Totals(head="buy"))
 
 
 def test_what_cannot_be_fed_is_refused(examples: Examples, prepare_here: Callable[..., None]) -> None:
