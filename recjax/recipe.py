@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,10 @@ from recjax.core.sharding import Mesh, MeshConfig, make_mesh
 from recjax.core.state import TrainState
 from recjax.core.step import TrainStep, make_train_step
 from recjax.core.warm_start import WarmStart, paths_in, warm_start
+from recjax.core.writer import MANIFEST
 from recjax.data.catalogue import CatalogueBatches, CatalogueFeed
 from recjax.data.examples import Examples
+from recjax.data.field_tables import check_earlier
 from recjax.data.fields import shapes_of, table_rows
 from recjax.data.pipeline import BatchIterator, Feed, train_batches
 from recjax.data.rows_feed import RowsBatches, RowsFeed
@@ -263,8 +266,12 @@ class Assembly:
         """A fresh state with the parameters of a checkpoint.
 
         A model with adapters takes up one that has them, or puts its fresh ones around the parameters of one without.
+        Raises `ArtifactError` where the checkpoint is to be earlier than the training rows and is not.
         """
         model, params = self.model, fresh.params
+        if initial.earlier:
+            run = json.loads((initial.folder.parent / MANIFEST).read_text(encoding="utf-8"))
+            check_earlier(run.get("trained_times"), self.examples[0], where=str(initial.folder))
         if not isinstance(model, Adapted) or any(path.startswith(f"{ADAPTERS}/") for path in paths_in(initial)):
             return optim.with_params(fresh, warm_start(initial, params)[0])
         places = jax.tree.map(lambda x: x.sharding, params)

@@ -36,13 +36,15 @@ class Group:
     """What is different for the parameters of one group; None takes the optimiser's own.
 
     `learning_rate_scale` multiplies the schedule; a `frozen` group is never updated, holds no optimiser state and
-    does not count in the gradient norm.
+    does not count in the gradient norm. With `decay_since` above 0 a row of a row-wise group loses that share for every
+    step since it was last updated, when it is (`core.row_wise`).
     """
 
     learning_rate_scale: float = 1.0
     frozen: bool = False
     weight_decay: float | None = None
     kind: str | None = None
+    decay_since: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,12 @@ class Optimizer:
             )
         if any(group.weight_decay for group in groups):
             raise ConfigError("weight decay moves every row in every step", where="weight_decay of a row-wise group")
+        for _, group in self.groups:
+            if group.decay_since < 0 or (group.decay_since and group.kind not in row_wise.KINDS):
+                raise ConfigError(
+                    f"Group.decay_since = {group.decay_since} of the kind {group.kind!r}",
+                    expected="0 or more, with one of " + ", ".join(row_wise.KINDS),
+                )
 
     def transform(self, params: Params, total_steps: int) -> optax.GradientTransformation:
         """`make` without the average; a subclass may be another rule over the same parameters."""
@@ -222,6 +230,8 @@ def _of_group(config: Optimizer, group: Group, total_steps: int) -> optax.Gradie
         chain.append(optax.add_decayed_weights(decay, mask=lambda params: _decayed(config, params)))
     rate = learning_rate(config, total_steps)
     chain.append(optax.scale_by_learning_rate(lambda step: rate(step) * group.learning_rate_scale))
+    if group.decay_since:
+        chain.append(row_wise.decay_since(group.decay_since))
     return optax.chain(*chain)
 
 

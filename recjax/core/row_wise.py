@@ -5,7 +5,8 @@ A row without gradient keeps its value and its state to the last bit, so a step 
 row for many steps after it was last seen. The state is small: one number a row for AdaGrad, and for Adam the first
 moment, one second moment and one count of updates a row.
 
-Weight decay has no place here: it would move every row.
+Weight decay has no place here: it would move every row. What takes its place is paid when a row is updated, for the
+steps since it last was (`decay_since`).
 """
 
 from typing import Any, NamedTuple
@@ -75,6 +76,40 @@ def adam(b1: float, b2: float, *, eps: float) -> optax.GradientTransformation:
         found = [of(*x) for x in zip(leaves, *(tree.flatten_up_to(s) for s in state), strict=True)]
         scaled, *parts = (jax.tree.unflatten(tree, [f[i] for f in found]) for i in range(4))
         return scaled, AdamState(*parts)
+
+    return optax.GradientTransformation(init, update)
+
+
+class SinceState(NamedTuple):
+    """`count` []: steps so far; `last` [v]: the step of each row's last update, from 1 on, 0 where there was none."""
+
+    count: Any
+    last: Any
+
+
+def decay_since(rate: float) -> optax.GradientTransformation:
+    """Takes min(1, `rate` n) of a row off when it is updated n steps after it last was; nothing the first time.
+
+    Rows that are rarely seen forget, those that are always seen hardly do (AdamAR: adaptive regularisation of sparse
+    embeddings, ICLR 2026, as the spec card has it). Comes after the learning rate, which has no part in it.
+    """
+
+    def init(params: Any) -> SinceState:
+        return SinceState(jnp.zeros((), jnp.int32), jax.tree.map(lambda p: jnp.zeros(p.shape[:1], jnp.int32), params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SinceState]:
+        now = state.count + 1
+
+        def of(u: jax.Array, p: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
+            moved = (u != 0).any(axis=tuple(range(1, u.ndim)))
+            share = jnp.where(moved & (last > 0), jnp.minimum(rate * (now - last), 1.0), 0.0)
+            return u - _wide(share, u) * p, jnp.where(moved, now, last)
+
+        leaves, tree = jax.tree.flatten(updates)
+        parts = (tree.flatten_up_to(params), tree.flatten_up_to(state.last))
+        found = [of(u, p, last) for u, p, last in zip(leaves, *parts, strict=True)]
+        scaled, last = (jax.tree.unflatten(tree, [f[i] for f in found]) for i in range(2))
+        return scaled, SinceState(now, last)
 
     return optax.GradientTransformation(init, update)
 

@@ -28,7 +28,11 @@ class WarmStart:
     `step` is a number, "newest" or "max:METRIC" / "min:METRIC". `rename` are (regular expression, replacement)
     pairs, applied one after another, as `re.sub` does, to the paths in the checkpoint. `allow` are regular
     expressions of paths that may be missing, unexpected or of another shape; such parameters of the model keep
-    their fresh values.
+    their fresh values. So do those that `fresh` names, whether or not the checkpoint has them, such as batch norms of
+    other traffic.
+
+    `earlier` says that what the checkpoint was trained on must have ended before the training rows of this run begin;
+    whoever knows of rows sees to it (`recipe.Assembly`).
     """
 
     checkpoints: str
@@ -36,6 +40,8 @@ class WarmStart:
     step: int | str = "newest"
     rename: tuple[tuple[str, str], ...] = ()
     allow: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+    earlier: bool = False
 
     @property
     def folder(self) -> Path:
@@ -43,11 +49,13 @@ class WarmStart:
         return Path(self.checkpoints, self.stage, "checkpoints") if self.stage else Path(self.checkpoints)
 
     def __post_init__(self) -> None:
-        for pattern, replacement in (*self.rename, *((p, "") for p in self.allow)):
+        for pattern, replacement in (*self.rename, *((p, "") for p in (*self.allow, *self.fresh))):
             try:
                 re.sub(pattern, replacement, "")
             except re.error as error:
-                raise ConfigError(f"cannot rename or allow {pattern!r}", where=f"WarmStart: {error}") from error
+                raise ConfigError(
+                    f"no regular expression, or no replacement for it: {pattern!r}", where=f"WarmStart: {error}"
+                ) from error
 
 
 def warm_start(config: WarmStart, params: Params) -> tuple[Params, list[str]]:
@@ -93,13 +101,19 @@ def match(source: Signature, target: Signature, config: WarmStart, where: str = 
             problems.append(f"both {renamed[name]} and {original} would be named {name}")
         renamed[name] = original
     problems += [f"the rule {p!r} -> {r!r} renames nothing" for p, r in config.rename if p not in used]
+    problems += [f"fresh = {p!r} names nothing" for p in config.fresh if not any(re.search(p, path) for path in target)]
+
+    def is_fresh(path: str) -> bool:
+        return any(re.search(pattern, path) for pattern in config.fresh)
 
     def note(path: str, problem: str) -> None:
-        if not any(re.search(pattern, path) for pattern in config.allow):
+        if not any(re.search(pattern, path) for pattern in (*config.allow, *config.fresh)):
             problems.append(problem)
 
     matched = {}
     for path, form in target.items():
+        if is_fresh(path):
+            continue
         if path not in renamed:
             note(path, f"missing from the checkpoint: {path} {saved.form(form)}")
         elif (there := source[renamed[path]])[1] != form[1]:

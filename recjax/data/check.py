@@ -51,7 +51,7 @@ class CheckReport:
 def check(data: DataDir) -> CheckReport:
     """Read a data directory to the end, whatever is wrong with it, and report. Never raises `DataError`."""
     found = Findings()
-    if data.path and holds_rows(data.path):
+    if data.path and (len(data.folders) > 1 or holds_rows(data.path)):
         return _check_rows(data, found)
     if data.path:
         tables = read_tables(data.path, data.columns, found, despite_errors=True)

@@ -7,6 +7,7 @@ start.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from recjax.data.sources import DataDir
@@ -21,6 +22,9 @@ def source_hash(data: DataDir) -> str:
     """
     if not data.path:
         return data.simulate.hash
+    if len(data.folders) > 1:
+        each = [(Path(path).name, source_hash(replace(data, path=path))) for path in data.folders]
+        return hashlib.sha256(repr((each, sorted(data.shared))).encode()).hexdigest()
     folder = Path(data.path).expanduser()
     if not folder.is_dir():
         data.load()

@@ -9,7 +9,7 @@ the columns. What other tables and vectors there are is read as for any data dir
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from recjax.data.formats import SUFFIXES, find_table, read_table
 from recjax.data.problems import Findings
 from recjax.data.raw import Raw
 from recjax.data.reader import Reader
+from recjax.data.several import joined
 from recjax.data.sources import DataDir
 from recjax.data.vectors import read_vectors
 
@@ -57,6 +58,8 @@ def read_log(data: DataDir) -> ImpressionLog:
             notes=tables.notes,
             warnings=tables.warnings,
         )
+    if len(data.folders) > 1:
+        return joined([(path, read_log(replace(data, path=path))) for path in data.folders], data.shared)
     folder = Path(data.path).expanduser()
     if not folder.is_dir():
         raise DataError("there is no such data directory", where=str(folder), expected="a folder")

@@ -9,13 +9,14 @@ things (repeated rows, interactions with items that the catalogue lacks) are kep
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from recjax.core.errors import DataError
 from recjax.data.directory import SIMULATED
 from recjax.data.problems import Findings
 from recjax.data.reader import TABLES, Reader
@@ -34,16 +35,27 @@ class DataDir:
 
     `columns` maps a recjax name to the name in the files, {"item_id": "movieId"}; it holds for every table that has
     such a column. {"items.title": "name"} holds for one table only.
+
+    Several folders, with a comma between them, are the domains of one log of rows (`data/several.py`); the ids in the
+    columns `shared`, such as "user_id", mean the same in all of them.
     """
 
     path: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     simulate: World | SmallWorld = field(default_factory=World)
+    shared: Sequence[str] = ()
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of `path`."""
+        return tuple(filter(None, (part.strip() for part in self.path.split(","))))
 
     def load(self) -> Tables:
         """Read everything. Raises `DataError` for the first thing that cannot be used."""
         if not self.path:
             return self.simulate.tables()
+        if len(self.folders) > 1:
+            raise DataError("several folders", where=self.path, expected="one, or a task of rows with labels")
         found = Findings()
         tables = read_tables(self.path, self.columns, found)
         found.raise_first()

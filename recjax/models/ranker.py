@@ -1,9 +1,9 @@
 """A ranker: fields, what an interaction makes of them, and a logit for each named head.
 
 Its parts are configs: how fields become vectors (`nn.field_vectors`), which interaction (`nn.interaction`), experts
-between the tasks (`nn.experts`), adapters of domains (`nn.dense`). Which fields there are it is told by the prepared
-examples. It computes no loss and never sees a label; heads that exist to be taught (`Head.beside`) are not there when
-it is evaluated, and with `auxiliary` False not in its parameters either.
+between the tasks (`nn.experts`), towers and adapters of domains (`nn.by_domain`, `nn.dense`). Which fields there are it
+is told by the prepared examples. It computes no loss and never sees a label; heads that exist to be taught
+(`Head.beside`) are not there when it is evaluated, and with `auxiliary` False not in its parameters either.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
@@ -21,10 +22,12 @@ from recjax.core.errors import ConfigError
 from recjax.core.flops import TokenFlops, per_token
 from recjax.core.module import SEEN, Functional, Module, Params, Rngs, param
 from recjax.core.state import by_path, from_paths
+from recjax.nn.by_domain import ByDomain, DomainGate
 from recjax.nn.dense import DomainAdapters, Pass, adapt, round_factors
 from recjax.nn.experts import Mmoe, Ple
 from recjax.nn.field_vectors import FieldConfig, FieldShape, FieldVectors
 from recjax.nn.interaction import Interaction, Linear
+from recjax.nn.past_vectors import KNOWN
 from recjax.nn.tower import TowerConfig, moved, name_batch_norms
 
 
@@ -49,7 +52,9 @@ class Ranker(Module):
     """`logit/<name>` [b] for every head, of rows with these `fields`.
 
     `num_rows` is the length of the table that fields share, `table_scale` the standard deviation that it starts with.
-    Experts, if any, give every head that is served a vector of its own. With `products` "bfloat16" dense layers before
+    Where the fact `item/<start>` knows a row (`data.field_tables`), the vector of the row starts as it is there.
+    Experts, if any, give every head that is served a vector of its own. With `norm` half the sum of squares of the table
+    is told in training, as `norm/table` (`losses.table_norm`). With `products` "bfloat16" dense layers before
     the heads round the factors of their products (`nn.linear`); sums, parameters and everything else are float32.
     """
 
@@ -63,15 +68,18 @@ class Ranker(Module):
         interaction: Interaction,
         heads: Sequence[Head] = (Head(),),
         inputs: FieldConfig | None = None,
-        experts: Mmoe | Ple | None = None,
+        experts: Mmoe | Ple | ByDomain | None = None,
         adapters: DomainAdapters | None = None,
         table_scale: float = 1e-2,
+        start: str = "",
         products: Literal["float32", "bfloat16"] = "float32",
+        norm: bool = False,
         auxiliary: bool = True,
         rngs: Rngs,
     ) -> None:
         served, inputs = _checked(heads), inputs or FieldConfig()
         self.auxiliary = tuple(h for h in heads if h.beside) if auxiliary else ()
+        self.start, self.norm = start, norm
         self.served, columns = served, inputs.width + interaction.first_order
         normal = nnx.initializers.normal(table_scale)
         self.table = param(rngs, (num_rows, columns), ("items", None), normal)
@@ -87,7 +95,9 @@ class Ranker(Module):
                 adapt(part, adapters, rngs)
             if products == "bfloat16":
                 round_factors(part)
-        self.adapted = adapters is not None
+        mixes, flat = adapters is not None and adapters.mixed, self.fields.shape.flat
+        self.gate = DomainGate(flat, adapters.domains, rngs=rngs) if adapters and mixes else None
+        self.reads_domain = adapters is not None or isinstance(experts, ByDomain)
         for head in self.auxiliary:  # the last to be drawn: whatever is beside them, the others are the same
             teacher = getattr(self, f"head_{head.beside}")
             setattr(self, f"head_{head.name}", self._make(head, self.trunk if head.tower else teacher.width, rngs))
@@ -100,9 +110,12 @@ class Ranker(Module):
         return HeadLayers(head, width, self.interaction.output(rngs=rngs) if reads_trunk else None, rngs=rngs)
 
     def __call__(self, batch: dict[str, Any], *, train: bool, key: Key[Array, ""] | None) -> dict[str, jax.Array]:
-        """Reads `field/<name>` of every field and, for adapters and gates, `domain`."""
-        call = Pass(train, key, batch["domain"] if self.adapted else None, {})
-        crossed = self.interaction(self.fields(batch, self.table[...], call.part(0)), call.part(1))
+        """Reads `field/<name>` of every field, `domain` for what is by domain, and facts where parts are told to."""
+        call = Pass(train, key, batch["domain"] if self.reads_domain else None, {})
+        inputs = self.fields(batch, self.table[...], call.part(0))
+        if self.gate is not None:
+            call = call._replace(domain=self.gate(inputs.flat(), call))
+        crossed = self.interaction(inputs, call.part(1))
         trunk, offset, made, out = crossed.hidden, crossed.offset, {}, {}
         mixed = self.experts(trunk, call.part(2)) if self.experts else None
         for number, head in enumerate((*self.served, *(self.auxiliary if train else ()))):
@@ -117,7 +130,25 @@ class Ranker(Module):
             out[f"logit/{head.name}"] = logit if shift is None else logit + shift
             if head.gates:
                 out[f"gate/{head.name}"] = layers.gate(batch["domain"])
+        if self.norm and train:
+            out["norm/table"] = jnp.square(self.table[...]).sum() / 2
         return out | {f"{SEEN}{name}": value for name, value in call.seen.items()}
+
+    @property
+    def table_width(self) -> int:
+        """Columns of the table that are vectors; weights of the first order come behind them."""
+        return self.fields.config.width
+
+    def fit(self, facts: Mapping[str, Any], key: Key[Array, ""]) -> dict[str, jax.Array]:
+        """The table as the fact `start` has it where it knows a row; weights of the first order stay as they are."""
+        if not self.start:
+            return {}
+        table, start, known = self.table[...], facts[f"item/{self.start}"], facts[f"item/{self.start}{KNOWN}"]
+        if start.shape[1] != self.table_width:
+            expected = f"{self.table_width}, as FieldConfig.width says"
+            raise ConfigError(f"the table starts from vectors of {start.shape[1]}", where=self.start, expected=expected)
+        vectors = jnp.where(known[:, None] > 0, start, table[:, : start.shape[1]])
+        return {"table": jnp.concatenate([vectors, table[:, start.shape[1] :]], axis=1)}
 
     def maintain(self, seen: Mapping[str, Any], key: Key[Array, ""]) -> dict[str, jax.Array]:
         """Running moments of batch norms."""

@@ -235,13 +235,15 @@ def layout_of(batch: dict[str, Any]) -> Layout:
 def count_parameters(params: Params) -> dict[str, int]:
     """Number of parameters by kind; `backbone` is the N of scaling laws, weight matrices of the blocks alone.
 
-    `embedding`: item tables and mask; `position`: learned positions; `norm_bias`: norms and biases. With softmax
+    `embedding`: item tables and mask; `position`: learned positions; `norm_bias`: norms and biases; `adapters`, where
+    there are any: what dense layers have for each domain. With softmax
     attention, a feed-forward part of four times the width and ungrouped heads, `backbone` = 12 n d^2.
     """
     counts = {"embedding": 0, "position": 0, "norm_bias": 0, "backbone": 0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [str(getattr(p, "key", p)) for p in path]
-        counts[_kind(names)] += math.prod(leaf.shape)
+        kind = _kind(names)
+        counts[kind] = counts.get(kind, 0) + math.prod(leaf.shape)
     return counts
 
 
@@ -250,5 +252,7 @@ def _kind(names: list[str]) -> str:
         return "embedding"
     if names[0] == "position":
         return "position"
+    if names[-1].startswith("adapter_"):
+        return "adapters"
     is_vector = names[-1].endswith("bias") or any(n.endswith("norm") for n in names)
     return "norm_bias" if is_vector else "backbone"

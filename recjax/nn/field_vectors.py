@@ -47,7 +47,8 @@ class FieldConfig:
     field whose rows it shares, where there is one, and else as several values are.
 
     A number stands beside the vectors ("number"), or is a vector of its own times its value ("vector"). `past` makes
-    one vector of several that earlier models had (`nn.past_vectors`), in the place of these. `dropout` acts on the
+    one vector of several that earlier models had (`nn.past_vectors`), in the place of these. Fields that are `unread`
+    have no vector of their own: their values are only looked up in tables of earlier models. `dropout` acts on the
     vectors of fields.
     """
 
@@ -56,6 +57,7 @@ class FieldConfig:
     attention: TargetAttention | None = None
     numeric: Literal["number", "vector"] = "number"
     past: Sequence[PastVectors] = ()
+    unread: Sequence[str] = ()
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -77,7 +79,10 @@ class FieldVectors(Module):
         if unknown := [f.name for f in fields if f.kind not in (*ROW_KINDS, "numeric", "vector")]:
             raise ConfigError(f"fields of an unknown kind: {', '.join(unknown)}")
         self.config, self.first_order = config, first_order
-        self.single = tuple(f.name for f in fields if f.kind == "categorical")
+        ids = tuple(f.name for f in fields if f.kind == "categorical")
+        if unknown := sorted(set(config.unread) - set(ids)):
+            raise ConfigError(f"no field {', '.join(unknown)}", where="FieldConfig.unread", expected=", ".join(ids))
+        self.single = tuple(name for name in ids if name not in config.unread)
         self.several = tuple((f.name, f.of) for f in fields if f.kind in ("multi_valued", "sequence"))
         taken = [name for one in config.past for name in one.fields]
         self.projected = tuple(f.name for f in fields if f.kind == "vector" and f.name not in taken)
@@ -94,11 +99,12 @@ class FieldVectors(Module):
         for number, name in enumerate(self.projected):
             setattr(self, f"project{number}", Dense(widths[name], config.width, rngs=rngs))
         for number, one in enumerate(config.past):
-            found = {widths.get(name, 0) for name in one.fields}
-            if found == {0} or len(found) != 1 or not {f"{name}{PRESENT}" for name in one.fields} <= {*self.numeric}:
+            found = {one.width} if one.of in ids else {widths.get(name, 0) for name in one.fields}
+            known = one.of in ids or {f"{name}{PRESENT}" for name in one.fields} <= {*self.numeric}
+            if found == {0} or len(found) != 1 or not known:
                 raise ConfigError(
                     f"the past {one.name!r} cannot be made of {', '.join(one.fields)}",
-                    expected="vector fields of one width, with their presence",
+                    expected="vector fields of one width, with their presence, or tables for a field of ids",
                 )
             setattr(self, f"past{number}", one.make(found.pop(), config.width, rngs=rngs))
         normal = nnx.initializers.normal(1e-2)

@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float
 
 from recjax.core.errors import ConfigError
 from recjax.core.module import Module, Rngs, param
+from recjax.nn.embed import lookup
 
-PRESENT = ".present"
+PRESENT, KNOWN = ".present", ".known"
 _NEGATIVE = -1e9
 
 
@@ -29,19 +30,25 @@ _NEGATIVE = -1e9
 class PastVectors:
     """One vector, the field `name`, from the vector fields `fields`; whether they are known their presence bits say.
 
+    With `of`, a field of ids, they are not fields but facts (`data.field_tables`): the rows that its ids have in the
+    tables `item/<name>` of `width` numbers, known where `item/<name>.known` is not zero.
+
     `ages` (from 0, each with a learned vector) tells how old each snapshot is; none told, they are in order of age.
     """
 
     name: str
     fields: tuple[str, ...]
     ages: tuple[int, ...] = ()
+    of: str = ""
+    width: int = 0
 
     def __post_init__(self) -> None:
         ages = self.ages or tuple(range(len(self.fields)))
-        if not self.name or not self.fields or len(ages) != len(self.fields) or min(ages) < 0:
+        is_whole = bool(self.of) == (self.width > 0)
+        if not self.name or not self.fields or len(ages) != len(self.fields) or min(ages) < 0 or not is_whole:
             raise ConfigError(
                 f"PastVectors {self.name!r} of the fields {self.fields} with ages {self.ages}",
-                expected="a name, at least one field, and an age of 0 or more for each, or none",
+                expected="a name, at least one field, an age of 0 or more for each, or none, and a width with `of`",
             )
         object.__setattr__(self, "fields", tuple(self.fields))
         object.__setattr__(self, "ages", tuple(ages))
@@ -64,7 +71,12 @@ class PastLayers(Module):
         self.default = param(rngs, (width,), (None,), normal)
 
     def of_batch(self, batch: Mapping[str, Any]) -> Float[Array, "b o"]:
-        """Reads `field/<name>` and `field/<name>.present` of every snapshot."""
+        """Reads `field/<name>` and `field/<name>.present` of every snapshot, or the rows of the tables."""
+        if of := self.config.of:
+            ids, names = batch[f"field/{of}"], self.config.fields
+            tables = [(batch[f"item/{name}"], batch[f"item/{name}{KNOWN}"][:, None]) for name in names]
+            found = [[lookup(part, ids) for part in both] for both in tables]
+            return self(jnp.stack([v for v, _ in found], axis=1), jnp.concatenate([k for _, k in found], axis=1) > 0)
         past = jnp.stack([batch[f"field/{name}"] for name in self.config.fields], axis=1)
         return self(past, jnp.stack([batch[f"field/{name}{PRESENT}"] > 0 for name in self.config.fields], axis=1))
 

@@ -83,6 +83,17 @@ def test_rules_that_rename_nothing_or_two_to_one_are_refused(run):
         WarmStart(checkpoints=run, rename=(("a", r"\1"),))
 
 
+def test_what_is_to_be_fresh_is_not_taken_though_both_have_it(run):
+    params = jax.tree.map(jnp.zeros_like, source_params())
+    got, kept = warm_start(WarmStart(checkpoints=run, fresh=("^head/",)), params)
+    assert kept == ["head/bias"] and got["head"]["bias"] is params["head"]["bias"]
+    np.testing.assert_array_equal(got["encoder"]["table"], source_params()["encoder"]["table"])
+    other = {**params, "head": {"bias": jnp.zeros(3)}}  # of another shape: there is no need to allow it as well
+    assert warm_start(WarmStart(checkpoints=run, fresh=("^head/",)), other)[1] == ["head/bias"]
+    with pytest.raises(CheckpointError, match="'haed' names nothing"):
+        warm_start(WarmStart(checkpoints=run, fresh=("haed",)), params)
+
+
 def test_a_folder_without_checkpoints_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint 'newest'"):
         warm_start(WarmStart(checkpoints=str(tmp_path / "no")), source_params())

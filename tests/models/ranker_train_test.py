@@ -141,6 +141,30 @@ def test_what_is_frozen_stays_to_the_last_bit_and_has_no_state() -> None:
     assert not slots
 
 
+def test_a_new_domain_is_trained_without_a_trace_in_the_others() -> None:
+    """A slice that was kept free is taken by a domain that came later; the rest of the model is frozen."""
+    model = ranker(
+        adapters=DomainAdapters(domains=3, rank=2), interaction=Cross(layers=1, deep=TowerConfig(widths=(8, 4)))
+    )
+    config = Optimizer(kind="adam", groups=((r"^(?!.*adapter_)", Group(frozen=True)),))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    optimizer, (_, frozen) = optim.make(config, shapes, 100), optim.paths_of(config, shapes)
+    objective = BinaryHead(name="click", head="click")
+    step = jax.jit(make_train_step(model, (objective,), optimizer, seed=0, frozen=frozen))
+    before = model.init(jax.random.key(0))
+    now = state.create(before, optimizer)
+    for number in range(3):
+        rows = batch(number) | {"domain": np.full(B, 2, np.int32)}
+        now, _ = step(now, jax.tree.map(jnp.asarray, rows), {})
+    old, new = state.by_path(before), state.by_path(now.params)
+    for path, value in old.items():
+        slices = 2 if "adapter_" in path else len(value)
+        np.testing.assert_array_equal(value[:slices], new[path][:slices], err_msg=path)
+        assert "adapter_" not in path or np.any(np.asarray(value[2]) != np.asarray(new[path][2])), path
+    both = [model.apply(p, jax.tree.map(jnp.asarray, batch(0)), train=False, key=None) for p in (before, now.params)]
+    np.testing.assert_array_equal(both[0]["logit/click"], both[1]["logit/click"])  # its rows are of the other two
+
+
 def test_running_moments_follow_the_batches_and_nothing_else_moves_them() -> None:
     model = ranker()
     norm = trained(model, TABLE, steps=1).params["interaction"]["deep"]["norm0"]
