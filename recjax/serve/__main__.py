@@ -19,7 +19,7 @@ from types import FrameType
 from recjax import cli
 from recjax.core.errors import RecjaxError
 
-NEEDED = ("fastapi", "uvicorn", "prometheus_client", "safetensors")
+NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
 def parser() -> cli.ArgumentParser:

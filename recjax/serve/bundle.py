@@ -11,7 +11,7 @@
     facets.json           facet -> a value, several or null for every row, where items can be filtered
     users.json            sample users, where asked for: {"history": [item ids]}, and times where the model reads them
 
-Loading needs jax, numpy and safetensors, for text sentencepiece, and none of the training code. It refuses whatever
+Loading needs jax and numpy, for text sentencepiece, and none of the training code. It refuses whatever
 does not fit together: missing or altered files, another format, other feature code, another vocabulary or spelling
 than the weights were trained with, a platform the functions were not lowered for. It never falls back to something
 else.

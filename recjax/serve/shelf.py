@@ -58,7 +58,7 @@ class Stand(Protocol):
         ...
 
 
-S = TypeVar("S", bound=Stand)
+S = TypeVar("S")
 
 
 def newest(root: str | os.PathLike[str]) -> Path:
