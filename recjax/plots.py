@@ -55,6 +55,27 @@ def plot_training(path: Path, records: Records) -> Path | None:
     return _save(figure, path)
 
 
+def plot_time(path: Path, records: Records) -> Path | None:
+    """The parts of a step, one on the other, and goodput, against the step; None when they were not logged."""
+    timed = [r for r in records if "time/step" in r]
+    if len(timed) < 2:
+        return None
+    figure, (parts, kept) = _figure(width=10.4, height=3.4, columns=2)
+    steps = [r["step"] for r in timed]
+    below = [0.0] * len(timed)
+    for kind, color in zip(("data", "host", "device"), (_OTHERS[2], _OTHERS[0], _MODEL), strict=True):
+        above = [low + 1e3 * r[f"time/{kind}"] for low, r in zip(below, timed, strict=True)]
+        parts.fill_between(steps, below, above, color=color, linewidth=0, label=kind)
+        below = above
+    parts.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    parts.set_ylim(bottom=0)
+    _label(parts, "", "step", "ms a step")
+    kept.plot(steps, [r["time/goodput"] for r in timed], color=_MODEL, linewidth=1.8)
+    kept.set_ylim(0, 1)
+    _label(kept, "Share of the time that became kept steps", "step", "")
+    return _save(figure, path)
+
+
 def plot_systems(path: Path, metrics: Mapping[str, Any], published: Mapping[str, float]) -> Path:
     """The main metrics of every system with their 95% intervals, and the published value as a line."""
     names, systems = headline(metrics)[:2], list(metrics["rows"])
@@ -106,6 +127,27 @@ def plot_buckets(path: Path, metrics: Mapping[str, Any]) -> Path:
     axis.set_xticks(range(len(groups)), labels, fontsize=8)
     axis.legend(frameon=False, fontsize=8, ncols=len(systems), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     _label(axis, "", "", metric)
+    return _save(figure, path)
+
+
+def curves(
+    path: Path,
+    x_values: Sequence[float],
+    lines: Mapping[str, tuple[Sequence[float], Sequence[tuple[float, float] | None]]],
+    *,
+    title: str,
+    x: str,
+) -> Path:
+    """A line for each name: values at `x_values` and their intervals, if any."""
+    figure, (axis,) = _figure(width=5.2, height=3.4, columns=1)
+    for (name, (values, bounds)), color in zip(lines.items(), _colors(len(lines)), strict=True):
+        axis.plot(x_values, values, color=color, linewidth=1.8, marker="o", markersize=3.5, label=name)
+        if all(bounds):
+            low, high = zip(*(bound for bound in bounds if bound), strict=True)
+            axis.fill_between(x_values, low, high, color=color, alpha=0.15, linewidth=0)
+    axis.legend(frameon=False, fontsize=8)
+    axis.margins(x=0.08, y=0.12)
+    _label(axis, title, x, "")
     return _save(figure, path)
 
 

@@ -174,7 +174,7 @@ class _Run:
         """Step until the last step, until patience runs out, or until told to stop."""
         recipe, now = self.recipe, begin
         train_step, const = self.assembly.train_step(), self.assembly.const()
-        late, started = LateMetrics(), time.perf_counter()
+        late, started, clock = LateMetrics(), time.perf_counter(), writer.clock
         step = first = int(begin.step)
         try:
             if self.owes_evaluation:
@@ -183,15 +183,16 @@ class _Run:
             if not recipe.train_steps and not self.progress.best_step and self.progress.best is None:
                 checkpoints.save(now, metrics=self._evaluate(step, now, writer), iterator=self._position())
             while step < recipe.train_steps and not stopped:
-                waited = time.perf_counter()
+                clock.lap("host")
                 batch = next(self.batches)
-                waited = time.perf_counter() - waited
+                waited = clock.lap("data")
                 self._trace(step - first, jax.block_until_ready, now.step)
                 now, metrics = train_step(now, self.assembly.mesh.put_batch(batch), const)
                 is_last, evaluated = step + 1 == recipe.train_steps, {}
                 is_due = is_last or bool(recipe.eval_every and (step + 1) % recipe.eval_every == 0)
                 # The step last: `_rescue` trusts the others only when it agrees with the state.
                 self.owes_evaluation, self.data, step = is_due, self.batches.get_state(), step + 1
+                clock.lap("host")
                 self._note(late.put(step, metrics, waited), writer)
                 if is_due:
                     self._note(late.flush(), writer)
@@ -200,7 +201,9 @@ class _Run:
                 if checkpoints.due(step, is_last=is_last or bool(stopped), metrics=evaluated):
                     self._note(late.flush(), writer)
                     checkpoints.save(now, metrics=evaluated, iterator=self._position())
+                    clock.lap("save")
                 checkpoints.check()
+                clock.step()
             checkpoints.wait()
         except (TrainingError, CheckpointError):
             raise
@@ -245,6 +248,7 @@ class _Run:
 
     def _note(self, found: StepMetrics | None, writer: RunWriter) -> None:
         """Look at the metrics of a step that is done: stop on NaN, log when it is time."""
+        writer.clock.lap("device")  # which is what getting them waited for
         if found is None:
             return
         loss = found.values["loss"]
@@ -258,7 +262,7 @@ class _Run:
         self.pace.add(found)
         if found.step % self.recipe.log_every and found.step != self.recipe.train_steps:
             return
-        epochs, speed = max(self.batches.epochs), self.pace.take(self.flops.total)
+        epochs, speed = max(self.batches.epochs), self.pace.take(self.flops.total) | writer.clock.take()
         written = {f"train/{name}": value for name, value in found.values.items()}
         written |= {
             "train/learning_rate": float(np.asarray(self.learning_rate(found.step - 1))),
@@ -307,6 +311,7 @@ class _Run:
         evaluated = self._evaluate(step, now, writer)
         now = self._after_evaluation(now, evaluated)
         self.owes_evaluation = False
+        writer.clock.lap("evaluate")
         return now, evaluated
 
     def _after_evaluation(self, now: TrainState, metrics: Mapping[str, float]) -> TrainState:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 
 import recjax
+from recjax.core.clock import Clock, kept_until
 from recjax.core.config import Snapshot
 from recjax.core.progress import Progress
 
@@ -74,19 +75,24 @@ class LateMetrics:
 
 
 class RunWriter:
-    """Writes and shows the metrics of one run in `workdir`, which goes on from `first_step` (0 for a new one)."""
+    """Writes and shows the metrics of one run in `workdir`, which goes on from `first_step` (0 for a new one).
+
+    `clock` knows of the starts before this one.
+    """
 
     def __init__(
         self, workdir: str | os.PathLike[str], *, first_step: int, total_steps: int, name: str = "train"
     ) -> None:
         self._workdir, self._first_step = Path(workdir), first_step
         self._is_lead = jax.process_index() == 0
+        self.clock = Clock(began=time.time())
         if not self._is_lead:
             return
         from tensorboardX import SummaryWriter
 
         self._workdir.mkdir(parents=True, exist_ok=True)
         drop_after(self._workdir / METRICS, first_step)
+        self.clock = Clock(began=self._began(), kept=self._kept())
         self._lines = open(self._workdir / METRICS, "a", encoding="utf-8")  # noqa: SIM115
         self._events = SummaryWriter(str(self._workdir / EVENTS), purge_step=first_step + 1 if first_step else None)
         self._progress = Progress(name, total=total_steps, start=first_step)
@@ -113,6 +119,19 @@ class RunWriter:
         if snapshot is not None:
             write_text(self._workdir / CONFIG, snapshot.config)
             write_text(self._workdir / OPERATIVE, snapshot.operative)
+
+    def _began(self) -> float:
+        """When this run was first started, in seconds since 1970: now, if nothing is left of a start before."""
+        try:
+            manifest = json.loads((self._workdir / MANIFEST).read_text(encoding="utf-8"))
+            first = [*manifest.get("earlier", []), manifest][0]["started"]
+            return datetime.datetime.fromisoformat(first).timestamp()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return time.time()
+
+    def _kept(self) -> float:
+        path = self._workdir / METRICS
+        return kept_until(read_metrics(path), self._first_step) if path.exists() else 0.0
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a line to `metrics.jsonl` and points to TensorBoard."""
