@@ -64,7 +64,7 @@ class ByDomainLayers(Module):
         own = shares(call.domain, self.domains)
         own = jnp.where(own.sum(1)[:, None] > 0, own, 1 / self.domains)
         mixed = jnp.einsum("bm,bmo->bo", own, jnp.stack(made, axis=1))
-        return jnp.broadcast_to(mixed[:, None], (len(mixed), self.tasks, self.width))
+        return jnp.broadcast_to(mixed[:, None], (mixed.shape[0], self.tasks, self.width))
 
 
 class DomainGate(Module):
