@@ -6,6 +6,9 @@
     teacher_rankings  a list for every event of the training split, for students (`recjax.data.teacher`)
     codes             a few codes for every item, from a model that quantises content (`recjax.data.codes`)
     row_labels        the logit of every head of a ranker for every training row, for students (`data.label_store`)
+    row_labels_ahead  the same of a ranker that goes on learning, by many checkpoints (`recjax.prequential`)
+    field_tables      the vectors of the values of a ranker's fields, for later rankers (`data.field_tables`)
+    answers           the logit of every head of a ranker for every held-out row, with its user (`data.answers`)
 
 A score is the inner product of a user vector and an item vector, or the log-probability of an item that takes several
 tokens to name, which has no vector. A user is whoever the task asks about: a history, or a query. Every user of the
@@ -30,21 +33,36 @@ from recjax.core.artifact import ArtifactWriter, open_artifact, read_artifact
 from recjax.core.errors import ConfigError, UnservableError
 from recjax.core.module import Functional, Params
 from recjax.core.sharding import Mesh
+from recjax.data import answers
 from recjax.data.batch import PAD
 from recjax.data.codes import read_codes, write_codes
 from recjax.data.examples import Examples
-from recjax.data.label_store import write_labels
+from recjax.data.field_tables import write_tables
+from recjax.data.label_store import KIND as ROW_LABELS
+from recjax.data.label_store import describe, write_labels
 from recjax.data.pipeline import eval_batches
 from recjax.data.sampled import HeldExamples
 from recjax.data.spelling import Prompts
 from recjax.data.vocab import FIRST_ITEM
+from recjax.prequential import KIND as AHEAD
+from recjax.prequential import label_ahead
 from recjax.quantise import codes_by
 from recjax.ranker_evaluation import RankerEvaluation, RankerEvaluator
 from recjax.rankings import write_rankings
 from recjax.recommend import TIMES, batch_of, make_recommend
 from recjax.retrieve import Catalogue, Rows, encode
 
-KINDS = ("recommendations", "user_vectors", "item_vectors", "teacher_rankings", "codes", "row_labels")
+KINDS = (
+    "recommendations",
+    "user_vectors",
+    "item_vectors",
+    "teacher_rankings",
+    "codes",
+    "row_labels",
+    "answers",
+    "field_tables",
+    AHEAD,
+)
 _MOST_LISTED = 20
 _ITEM_BLOCK = 65_536
 
@@ -77,7 +95,7 @@ def infer(
     kind, `ArtifactError` when `out` exists, `ExamplesError` for a split without targets and `UnservableError` for what
     the model cannot give.
     """
-    if kind not in KINDS:
+    if kind not in KINDS or kind == AHEAD:
         raise ConfigError(f"cannot infer {kind!r}", expected=f"one of: {', '.join(KINDS)}")
     if jax.process_count() > 1:
         raise ConfigError("infer runs in one process", where=f"{jax.process_count()} processes")
@@ -88,7 +106,15 @@ def infer(
     if kind == "row_labels":
         config = RankerEvaluation(batch_size=batch_size)
         teacher = RankerEvaluator(examples, split="train", config=config, model=model, mesh=mesh)
-        write_labels(out, examples, teacher.scores(params, correct=False), recipe=recipe, step=step)
+        said = teacher.scores(params, correct=False)
+        write_labels(out, examples, {head: said[head] for head in teacher.heads}, recipe=recipe, step=step)
+        return Path(out)
+    if kind == "answers":
+        answers.write_answers(out, *_answers(model, params, examples, batch_size, mesh), recipe=recipe, step=step)
+        return Path(out)
+    if kind == "field_tables":
+        table, width = np.asarray(params["table"]), model.bind(params).table_width
+        write_tables(out, examples, table[:, :width], recipe=recipe, step=step)
         return Path(out)
     vocab = examples.vocab
     k = min(k, (catalogue or Rows(vocab.num_items)).most)
@@ -151,6 +177,23 @@ def infer(
     return Path(out)
 
 
+def _answers(
+    model: Functional, params: Params, examples: Examples, batch_size: int, mesh: Mesh | None
+) -> tuple[dict[str, Any], ...]:
+    """Users, right answers and logits of the held-out rows, split by split."""
+    users, labels, logits = {}, {}, {}
+    ids = examples.user_ids()
+    for split in answers.SPLITS:
+        config = RankerEvaluation(batch_size=batch_size)
+        ranker = RankerEvaluator(examples, split=split, config=config, model=model, mesh=mesh)
+        rows = ranker.reader
+        users[split] = [ids[user] for user in rows.column("user_index").tolist()]
+        labels[split] = dict(zip(rows.heads, rows.column("labels").T, strict=True))
+        said = ranker.scores(params)
+        logits[split] = {head: said[head] for head in ranker.heads}
+    return users, labels, logits
+
+
 def _results(
     run: Callable[..., Any],
     params: Params,
@@ -207,6 +250,8 @@ def infer_run(run: trained.Trained, *, kind: str, out: Path, task: str = "", **o
     recipe, tasks = run.assembly.recipe, {e.manifest["task"]: e for e in run.assembly.evaluated}
     if task and task not in tasks:
         raise ConfigError(f"the recipe has no task {task!r}", expected=f"one of: {', '.join(tasks)}")
+    if kind == AHEAD:
+        return label_ahead(run, out)
     return infer(
         run.assembly.model,
         run.params,
@@ -246,6 +291,9 @@ def main(argv: list[str]) -> int:
         batch_size=args.batch_size,
         extend=args.extend,
     )
+    if args.kind in (ROW_LABELS, AHEAD):
+        print(f"{path}: {describe(path)}")
+        return 0
     shapes = {name: a["shape"] for name, a in read_artifact(path).manifest["arrays"].items()}
     print(f"{path}: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
     return 0

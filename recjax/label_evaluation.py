@@ -19,6 +19,7 @@ import numpy as np
 from recjax.core.errors import ConfigError, ExamplesError
 from recjax.core.module import Functional, Params
 from recjax.core.sharding import Mesh
+from recjax.data.answers import Answers
 from recjax.data.examples import Examples
 from recjax.data.ranked import LAYOUTS
 from recjax.data.ranking_records import RankingRecords, has_candidates
@@ -43,7 +44,8 @@ class LabelEvaluation:
     a batch has about `slots` slots. `max_users` evaluates a fixed sample of the records, drawn by `seed` (None: all).
     Users are told apart by how many events they had when asked: up to each of the numbers of `history`, and more.
     Intervals are from `bootstrap_samples` resamples of users. `main` is the metric that runs are compared by:
-    "auc" where they rank, "nll" where they read.
+    "auc" where they rank, "nll" where they read. `others` are what other models answered, which stand in the tables
+    of the tasks that they answer.
     """
 
     layout: str = "cached"
@@ -52,6 +54,7 @@ class LabelEvaluation:
     history: Sequence[int] = (5, 20, 100)
     bootstrap_samples: int = 1000
     main: str = "auc"
+    others: Sequence[Answers] = ()
     seed: int = 0
 
     k: ClassVar[tuple[int, ...]] = ()
@@ -59,6 +62,7 @@ class LabelEvaluation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "history", tuple(self.history))
+        object.__setattr__(self, "others", tuple(self.others))
         if self.layout not in LAYOUTS:
             raise ConfigError(f"LabelEvaluation.layout = {self.layout!r}", expected=" or ".join(map(repr, LAYOUTS)))
         for name in ("slots", "bootstrap_samples", "max_users"):
@@ -170,11 +174,22 @@ class LabelEvaluator:
             share = np.bincount(held.label, minlength=scores.logits.shape[1]) + 1.0
             logits[PRIOR] = np.tile(np.log(share / share.sum()), (records.candidates, 1))
         user = _users(records)
+        logits |= self._others(records)
         systems = {
             name: judged(z, records.label, user, settings=settings.get(name), seconds=took.get(name, 0.0))
             for name, z in logits.items()
         }
         return logits, systems, fitted
+
+    def _others(self, records: RankingRecords) -> dict[str, np.ndarray]:
+        """Label logits of the other models that answer this task, by name."""
+        if not self.config.others:
+            return {}
+        ids = self.examples.user_ids()
+        users = [ids[user] for user in _users(records).tolist()]
+        task = self.examples.manifest["task"]
+        found = {one.name: one.read(task, self.split, users, records.label) for one in self.config.others}
+        return {name: logits for name, logits in found.items() if logits is not None}
 
     def _likelihood(self, params: Params) -> Likelihood:
         return self._read(params, self.examples.columns(self.split))
@@ -247,6 +262,7 @@ class LabelEvaluator:
             "label_words": manifest.get("label_words"),
             "candidates": f"{records.candidates:,} in {len(records):,} prompts",
             "events_told": f"{records.history_events.mean():.1f} of {records.total_events.mean():.1f}, on average",
+            "mean_events_told": float(records.history_events.mean()),
             "layout": self.config.layout,
             "auc": "over all pairs of answers; grouped_auc over those of a user, mean over users with both kinds",
             "log_loss": f"nats for each candidate, softmax over the label words of logits / {self.temperature:g}",

@@ -12,8 +12,12 @@ import jax
 import numpy as np
 import pytest
 
+from recjax.core.adapters import Adapters
+from recjax.core.checkpoint import restore_params
 from recjax.core.errors import ConfigError, UnservableError
+from recjax.core.optim import Optimizer
 from recjax.core.sharding import MeshConfig
+from recjax.core.warm_start import WarmStart
 from recjax.data.pipeline import Feed
 from recjax.data.ranking_records import RankingRecords
 from recjax.data.sources import DataDir, World
@@ -24,9 +28,10 @@ from recjax.label_evaluation import LabelEvaluation, LabelEvaluator
 from recjax.losses.softmax import CatalogueSoftmax
 from recjax.models.sequence import Sequence
 from recjax.nn.config import TransformerConfig
+from recjax.prepare import ensure_prepared
 from recjax.prompts.tokenizer import TokenizerConfig
 from recjax.prompts.writer import Budget
-from recjax.recipe import Recipe
+from recjax.recipe import Assembly, Recipe
 from recjax.results import METRICS, PER_USER
 from recjax.serve.score_bundle import ScoreBundle
 from recjax.tasks.documents import Documents
@@ -93,8 +98,7 @@ def test_a_bundle_answers_as_the_evaluation_scores(recipe: Recipe, finished: Pat
         run.assembly, run.params, tmp_path / "bundle", widths=(192,), platforms=("cpu",), name="brew"
     )
     bundle = ScoreBundle(path)
-    judge = run.assembly.evaluator("test")
-    assert isinstance(judge, LabelEvaluator)
+    judge = judge_of(run.assembly)
     records: RankingRecords = judge.records("test")
     want = judge.scores(run.params).logits
     columns = bundle.task().label_columns
@@ -106,6 +110,36 @@ def test_a_bundle_answers_as_the_evaluation_scores(recipe: Recipe, finished: Pat
     told = bundle.manifest["tasks"][0]
     assert (told["name"], told["label_words"], told["tells_history"]) == ("like", ["No", "Yes"], True)
     assert np.isfinite([told["temperature"], *told["bias"]]).all()
+
+
+def test_what_adapters_learnt_is_in_what_is_served(recipe: Recipe, finished: Path, tmp_path: Path) -> None:
+    adapted = dataclasses.replace(
+        recipe,
+        adapters=Adapters(rank=2, quantised="int8", block=16),
+        warm_start=WarmStart(checkpoints=str(finished / "checkpoints")),
+        optimizer=Optimizer(learning_rate=0.1),
+    )
+    train(adapted, tmp_path / "run", devices=ONE)
+    assembly = Assembly(adapted, ensure_prepared(adapted.mixture))
+    params, _ = restore_params(tmp_path / "run" / "checkpoints", assembly.abstract_state().params)
+    judge = judge_of(assembly)
+    unmerged = judge.scores(assembly.with_facts(params)).logits
+    before = load(recipe, finished)
+    assert np.abs(unmerged - judge_of(before.assembly).scores(before.params).logits).max() > 1e-2
+    run = load(adapted, tmp_path / "run")
+    path = export_score_run(run.assembly, run.params, tmp_path / "bundle", widths=(192,), platforms=("cpu",), name="a")
+    records, bundle = judge.records("test"), ScoreBundle(path)
+    mine = range(records.first[0], records.first[1])
+    suffixes = [records.suffix_tokens[records.suffix[c] : records.suffix[c + 1]] for c in mine]
+    found = bundle.logits(records.tokens[: records.prefix[1]], suffixes)[:, bundle.task().label_columns]
+    np.testing.assert_allclose(found, unmerged[mine], rtol=1e-4, atol=1e-4)
+
+
+def judge_of(assembly: Assembly) -> LabelEvaluator:
+    """What judges the test split of the first task."""
+    judge = assembly.evaluator("test")
+    assert isinstance(judge, LabelEvaluator)
+    return judge
 
 
 def test_a_recipe_without_questions_has_no_bundle(recipe: Recipe, finished: Path, tmp_path: Path) -> None:

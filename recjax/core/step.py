@@ -42,7 +42,8 @@ def make_train_step(
     cutting the batch into `accumulate` micro-batches or over devices changes nothing but rounding. Randomness is a
     function of (`seed`, step, micro-batch) alone: a restart needs no random state. The model finds the `item/` arrays
     of `const` in its batch. Metrics are scalars: `loss`, one entry per objective and per metric of an objective,
-    `grad_norm`, and `tokens`, the weight of the first objective.
+    `grad_norm`, and `tokens`, the slots that are read (those that are not padding), or, of what has no slots, the
+    weight of the first objective.
 
     A model that maintains parameters itself (`core.module.Functional`) does so after the optimiser, from what it saw
     of the whole batch.
@@ -84,6 +85,8 @@ def make_train_step(
     def step(state: TrainState, batch: Tree, const: Tree) -> tuple[TrainState, Metrics]:
         step_key = keys = jax.random.fold_in(jax.random.key(seed), state.step)
         weights = {o.name: jnp.maximum(o.total_weight(batch), 1e-9) for o in objectives}
+        has_slots = "segment_ids" in batch
+        tokens = (batch["segment_ids"] > 0).sum(dtype=jnp.float32) if has_slots else weights[objectives[0].name]
         const = {**const, "step": state.step}
         if accumulate == 1:
             batch = with_draws(batch, const, keys)
@@ -112,7 +115,6 @@ def make_train_step(
         if model.maintains:
             new_params = model.maintain(new_params, seen, jax.random.fold_in(step_key, _MAINTENANCE))
         metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in sums.items()}
-        tokens = weights[objectives[0].name]
         metrics |= {"loss": loss, "grad_norm": _norm(gradients), "tokens": tokens}
         return TrainState(step=state.step + 1, params=new_params, opt_state=opt_state), metrics
 

@@ -62,15 +62,16 @@ def make_work(task: Instructions, tables: Tables) -> Work:
 
 
 def _of_catalogue(task: Instructions, items: pl.DataFrame) -> Iterator[tuple[str, list[Turn]]]:
-    """A question about each field of each item but its title, and the answer."""
+    """A question about each field that a document tells of each item, but its title, and the answer."""
     title = task.wording.title.column(items.columns, "items")
-    fields = [field for field in task.wording.items.fields if field.column(items.columns, "items") not in (None, title)]
+    told = task.wording.details or task.wording.items
+    fields = [field for field in told.fields if field.column(items.columns, "items") not in (None, title)]
     if title is None or not fields:
         raise DataError(
             "the catalogue has nothing to ask about",
             where="items",
             expected="a title and another field",
-            mend="set Wording.items, or give conversations: Instructions.source",
+            mend="set Wording.items or details, or give conversations: Instructions.source",
         )
     rows = items.select("item_id", title, *(field.column(items.columns, "items") for field in fields)).rows()
     for number, (item, name, *values) in enumerate(rows):

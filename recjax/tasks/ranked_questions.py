@@ -46,22 +46,28 @@ def rated(task: Rated | Stars, log: Log) -> Questions:
         label = (log.rating >= task.least).astype(np.int64)
     else:
         label = np.clip(np.floor(np.nan_to_num(log.rating) + 0.5), 1, len(task.words)).astype(np.int64) - 1
-    is_asked = ~np.isnan(log.rating)
 
     def ask(user: int, events: Sequence[int]) -> Asked:
         questions = [{"item": log.texts[log.item[event]]} for event in events]
         return Asked(user, int(log.before[events[0]]), questions, [int(label[event]) for event in events])
 
     def questions(period: int) -> Iterator[Asked]:
-        for user, events in _users(task, log, period):
-            events = events[is_asked[events]]
+        for user, events in rated_events(task, log, period):
             if period == TRAIN:
                 places = np.searchsorted(events, _chosen(task, events)).tolist()
                 yield from (ask(user, events[place : place + task.together].tolist()) for place in places)
-            elif len(events):
-                yield ask(user, events[: task.candidates].tolist())
+            else:
+                yield ask(user, events.tolist())
 
     return questions
+
+
+def rated_events(task: Rated | Stars, log: Log, period: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Users and their rated events of a period that can be asked about; of a held-out one, those that are."""
+    for user, events in _users(task, log, period):
+        events = events[~np.isnan(log.rating[events])]
+        if len(events):
+            yield user, events if period == TRAIN else events[: task.candidates]
 
 
 def watch_next(task: WatchNext, log: Log) -> Questions:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from recjax.tasks.asked_rows import AskedRows
 from recjax.tasks.documents import Documents
 from recjax.tasks.impressions import Impressions
 from recjax.tasks.next_item import NextItem
 from recjax.tasks.prompted_conversations import Conversations, Instructions
 from recjax.tasks.prompted_ranking import GenreAffinity, Rated, Relevance, Stars, WatchNext
+from recjax.tasks.requests import Requests
 from recjax.tasks.search import Search
 from recjax.tasks.work import Task
 
@@ -15,6 +17,8 @@ KINDS: dict[str, type[Task]] = {
     "search": Search,
     "documents": Documents,
     "impressions": Impressions,
+    "asked": AskedRows,
+    "requests": Requests,
     "conversations": Conversations,
     "instructions": Instructions,
     "like": Rated,

@@ -1,0 +1,58 @@
+"""How good the answers are against how much of a history a prompt tells.
+
+Tasks of one evaluation that ask the same questions in prompts of different lengths (the same hash of what is asked, in
+`LabelEvaluator`) are the points of a line; other models, which read no prompt, are there for comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recjax.plots import curves
+from recjax.tables import Table, headline, number
+
+TOLD = "mean_events_told"
+
+
+def tasks_by_context(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The main task and those that ask the same, the shortest prompts first; nothing where there is only one."""
+    asked = metrics["protocol"].get("examples_hash")
+    same = [m for m in (metrics, *metrics.get("tasks", [])) if m["protocol"].get("examples_hash") == asked]
+    found = [m for m in same if TOLD in m["protocol"]]
+    return sorted(found, key=lambda m: m["protocol"][TOLD]) if len(found) > 1 else []
+
+
+def context_table(metrics: Mapping[str, Any]) -> Table:
+    """The first two metrics of every system, by the events that a prompt tells on average."""
+    tasks, names = tasks_by_context(metrics), headline(metrics)[:2]
+    systems = list(dict.fromkeys(name for task in tasks for name in task["rows"]))
+    rows = []
+    for task in tasks:
+        told = [task["protocol"]["task"], f"{task['protocol'][TOLD]:.1f}"]
+        rows.append([*told, *(_bounded(task, system, name) for name in names for system in systems)])
+    header = ["", "events told", *(f"{name}, {system}" for name in names for system in systems)]
+    return Table(title="By how much of the history a prompt tells", header=header, rows=rows)
+
+
+def plot_context(path: Path, metrics: Mapping[str, Any]) -> Path | None:
+    """The first metric of every system against the events told, with intervals; None where prompts do not differ."""
+    tasks, name = tasks_by_context(metrics), headline(metrics)[0]
+    if not tasks:
+        return None
+    told = [task["protocol"][TOLD] for task in tasks]
+    lines = {}
+    for system in tasks[-1]["rows"]:
+        if all(name in task["rows"].get(system, {}) for task in tasks):
+            values = [task["rows"][system][name] for task in tasks]
+            lines[system] = values, [task["intervals"][system].get(name) for task in tasks]
+    return curves(path, told, lines, title=f"{name} by context", x="events told, on average")
+
+
+def _bounded(task: Mapping[str, Any], system: str, name: str) -> str:
+    value = task["rows"].get(system, {}).get(name)
+    bounds = task["intervals"].get(system, {}).get(name)
+    if value is None:
+        return "-"
+    return number(value) + (f" [{number(bounds[0])}, {number(bounds[1])}]" if bounds else "")
