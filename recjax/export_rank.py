@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from recjax.core.errors import BundleError, ExamplesError
+from recjax.core.errors import BundleError, ConfigError, ExamplesError
 from recjax.core.folder import hash_of, new_folder, write_manifest
 from recjax.core.module import FACTS, Functional, Params, with_facts
 from recjax.core.state import from_paths
@@ -31,6 +31,7 @@ from recjax.data.ranker_features import RankerFeatures
 from recjax.freeze import PLATFORMS, host_weights, lower, shapes
 from recjax.metrics.calibration import fit_calibration
 from recjax.models.ranker import Ranker, without_auxiliary
+from recjax.nn.dense import merged
 from recjax.ranker_evaluation import RankerEvaluator
 from recjax.recipe import Assembly
 from recjax.serve import rank_bundle as layout
@@ -58,10 +59,11 @@ def export_ranker(
 ) -> Path:
     """Write a rank bundle at `out` and return its path.
 
-    `features` is what training made its fields with. Each of the `heads` is "name", "temperature" and "bias", and
-    whatever else there is to say of it. `domains`, for a model that reads the domain of a row, is the "column" that
-    holds it and the "names" in order of their numbers. `told` is kept in the manifest, too. Raises `BundleError` when
-    `out` exists, when the weights cannot be stored, or when the bundle does not answer as the model does.
+    `features` is what training made its fields with. Each of the `heads` is "name", "temperature" and "bias" (or for
+    numbers "form", see `RankBundle.scores`), and whatever else there is to say of it. `domains`, for a model that reads
+    the domain of a row, is the "column" that holds it and the "names" in order of their numbers. `told` is kept in the
+    manifest, too. Raises `BundleError` when `out` exists, when the weights cannot be stored, or when the bundle does
+    not answer as the model does.
     """
     if jax.process_count() > 1:
         raise BundleError("export runs in one process", where=f"{jax.process_count()} processes")
@@ -108,8 +110,12 @@ def export_ranker(
     return Path(out)
 
 
-def export_ranker_run(assembly: Assembly, params: Params, out: str | os.PathLike[str], **told: Any) -> Path:
+def export_ranker_run(
+    assembly: Assembly, params: Params, out: str | os.PathLike[str], *, domain: str = "", **told: Any
+) -> Path:
     """`export_ranker` of a run as its recipe says, without heads that were only taught.
+
+    With `domain` the adapters of this domain are merged into the backbone, and others are left out.
 
     Raises `ExamplesError` where the fields beside the examples are not those that the examples were encoded with.
     """
@@ -125,6 +131,9 @@ def export_ranker_run(assembly: Assembly, params: Params, out: str | os.PathLike
     task: Any = assembly.recipe.mixture.tasks[0]
     heads = calibrated_heads(assembly, params)
     model, params = served(assembly, params)
+    if domain:
+        model, params = of_domain(assembly, params, domain)
+        told["name"] = f"{told.get('name', 'model')}-{domain}"
     domains = None
     if reads_domain(model):
         domains = {"column": task.domain, "names": list(examples.manifest["domains"])}
@@ -153,6 +162,27 @@ def served(assembly: Assembly, params: Params) -> tuple[Functional, Params]:
     return model, with_facts(kept, params.get(FACTS, {}))
 
 
+def of_domain(assembly: Assembly, params: Params, name: str) -> tuple[Functional, Params]:
+    """The backbone with the adapters of one domain merged into it (`nn.dense.merged`).
+
+    Raises `ConfigError` for a model without adapters, one that mixes them, or an unknown domain.
+    """
+    bound: Any = assembly.model.bind(assembly.abstract_params())
+    names = list(assembly.examples[0].manifest["domains"])
+    if name not in names or not getattr(bound, "reads_domain", False) or bound.gate is not None:
+        raise ConfigError(
+            f"there are no adapters of the domain {name!r} to merge",
+            where="--domain",
+            expected=f"a model with adapters that no gate mixes, and one of {', '.join(names) or 'its domains'}",
+        )
+    make = functools.partial(
+        assembly.recipe.model, num_rows=assembly.num_rows, fields=fields_of(assembly.examples[0].manifest)
+    )
+    model = Functional(lambda rngs: make(rngs=rngs, adapters=None, auxiliary=False))
+    kept = merged({key: part for key, part in params.items() if key != FACTS}, names.index(name))
+    return model, with_facts(kept, params.get(FACTS, {}))
+
+
 def reads_domain(model: Functional) -> bool:
     """Whether the model reads `domain` of its batch when it serves."""
     bound: Any = model.bind(jax.eval_shape(model.init, jax.random.key(0)))
@@ -167,6 +197,9 @@ def calibrated_heads(assembly: Assembly, params: Params) -> list[dict[str, Any]]
     logits, labels = evaluator.scores(params, correct=False), evaluator.reader.column("labels")
     manifest, found = assembly.examples[0].manifest, []
     for number, (head, told) in enumerate(manifest["heads"].items()):
+        if told.get("kind") == "value":
+            found.append({"name": head, **told, "form": evaluator.config.value_form})
+            continue
         label, z = labels[:, number], logits[head]
         known = label >= 0
         label, z = label[known], z[known]

@@ -21,7 +21,7 @@ from recjax.core.flags import Flags, all_recipe_files, config_root, recipe_files
 from recjax.core.module import Functional
 from recjax.core.writer import read_metrics
 from recjax.data.examples import Examples
-from recjax.data.fields import FIRST_ROW, FieldShape
+from recjax.data.fields import FIRST_ROW, PRESENT, FieldShape
 from recjax.data.rows_feed import RowsFeed
 from recjax.infer import infer_run
 from recjax.label_evaluation import LabelEvaluation
@@ -109,13 +109,27 @@ def bound(text: str) -> set[str]:
     return set(re.findall(r"^([\w./]+) = ", text, re.MULTILINE))
 
 
+def declared(recipe: Recipe) -> tuple[FieldShape, ...]:
+    """Fields as the task of a ranker declares them, of some size."""
+    task: Any = recipe.mixture.tasks[0]
+    found = []
+    for one in task.fields:
+        for name, _ in one.sources:
+            rows = 0 if one.kind in ("numeric", "vector") else 100
+            width = 0 if one.kind in ("categorical", "numeric") else 4
+            of = getattr(one, "of", "")
+            found.append(FieldShape(name=name, kind=one.kind, rows=rows, offset=rows and FIRST_ROW, width=width, of=of))
+            if getattr(one, "presence", False):
+                found.append(FieldShape(name=name + PRESENT, kind="numeric"))
+    return tuple(found)
+
+
 @every_stage
 def test_every_binding_has_an_effect(stage: Path) -> None:
     """gin lets a class be bound that nothing ever builds."""
     recipe = build(stage)
     assert not config.unused()
-    field = FieldShape(name="user_id", kind="categorical", rows=100, offset=FIRST_ROW)
-    told = {"fields": (field,)} if isinstance(recipe.feed, RowsFeed) else {}
+    told = {"fields": declared(recipe)} if isinstance(recipe.feed, RowsFeed) else {}
     model = Functional(lambda rngs: recipe.model(num_rows=128, rngs=rngs, **told))
     jax.eval_shape(model.init, jax.random.key(0))  # the model is built late, and its parts with it
     said = config.snapshot()

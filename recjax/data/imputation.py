@@ -24,12 +24,14 @@ class Impute:
     """Where `column` is missing it takes the first of `sources` that is there, else `value`, else it stays missing.
 
     The column `<column>.present` is 1 where it was there before, else 0. Without sources and value nothing is filled:
-    that is the ablation without imputation.
+    that is the ablation without imputation. With `plain` text is brought into lower case with single spaces, so that
+    what was typed and what was filled in are one key of counters.
     """
 
     column: str
     sources: Sequence[str] = ()
     value: str | float | None = None
+    plain: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(self.sources))
@@ -45,7 +47,7 @@ class Impute:
 # unknown. A missing source, query or person is a row of its own (the field's row for "missing").
 UNICORN = (
     Impute(column="source_id"),
-    Impute(column="query", sources=("source_title",)),
+    Impute(column="query", sources=("source_title",), plain=True),
     Impute(column="user_id"),
     Impute(column="user_cluster", value="0"),
 )
@@ -72,5 +74,14 @@ def imputed(columns: Mapping[str, Raw], rules: Sequence[Impute]) -> dict[str, Ra
             column = column.otherwise(found[source])
         if rule.value is not None:
             column = column.otherwise(Raw.constant(rule.value, len(column)))
-        found[rule.column] = column
+        found[rule.column] = _plain(column) if rule.plain else column
     return found
+
+
+def _plain(column: Raw) -> Raw:
+    """Texts in lower case, with single spaces; other values as they are."""
+    if column.values.dtype != object or not len(column.values):
+        return column
+    codes, texts = column.keys
+    plain = np.array([" ".join(text.lower().split()) for text in texts], object)
+    return Raw(plain[codes], column.missing, column.offsets)

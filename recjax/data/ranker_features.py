@@ -22,12 +22,15 @@ import numpy as np
 from recjax.core.errors import ConfigError, ExamplesError
 from recjax.core.folder import hash_of
 from recjax.data.field_encoder import FieldEncoder
+from recjax.data.fields import PRESENT
 from recjax.data.fitted_fields import ManyRows, Number, OneRow, Ranges
 from recjax.data.imputation import Impute, imputed
 from recjax.data.raw import Raw
 from recjax.data.snapshots import Snapshot, filled
 
 FILE, ARRAYS = "features.json", "features.npz"
+# A context and its candidates: the columns that all rows share, and those of each.
+Request = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
 TABLES = {"items": "item_id", "users": "user_id", "queries": "query_id"}
 
 
@@ -121,11 +124,45 @@ class RankerFeatures:
     ) -> dict[str, np.ndarray]:
         """The fields of the rows that a context makes with each candidate: its id, or the columns it brings."""
         own = [c if isinstance(c, Mapping) else {item: c} for c in candidates]
-        return self.encode(self.rows_of([(context, own)]))
+        return self.fields_of([(context, own)])
 
-    def rows_of(
-        self, requests: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]], more: Sequence[str] = ()
-    ) -> dict[str, Raw]:
+    def fields_of(self, requests: Sequence[Request]) -> dict[str, np.ndarray]:
+        """The fields of the rows of several requests, those that no candidate changes made once for each request."""
+        said = {name for _, candidates in requests for row in candidates for name in row}
+        once, each = self._parts(frozenset(said))
+        found: dict[str, np.ndarray] = {}
+        if each.fields:
+            found |= each.encode(self.complete(self.rows_of(requests)))
+        if once.fields:
+            owner = np.repeat(np.arange(len(requests)), [len(candidates) for _, candidates in requests])
+            shared = once.encode(self.complete(self.rows_of([(context, [{}]) for context, _ in requests])))
+            found |= {name: values[owner] for name, values in shared.items()}
+        return {f"field/{shape.name}": found[f"field/{shape.name}"] for shape in self.encoder.shapes}
+
+    def _parts(self, said: frozenset[str]) -> tuple[FieldEncoder, FieldEncoder]:
+        """The fields that are alike for all candidates when these say such columns, and the others."""
+        if said not in self._parts_of:
+            varied, before = set(said), 0
+            while before < len(varied):  # what is joined, filled in or remembered by what varies varies as well
+                before = len(varied)
+                for side in self.sides:
+                    varied |= set(side.columns) if side.key in varied else set()
+                for rule in self.rules:
+                    if varied & {rule.column, *rule.sources}:
+                        varied |= {rule.column, rule.column + PRESENT}
+                for snapshot in self.snapshots:
+                    varied |= set(snapshot.columns) if varied & set(snapshot.on) else set()
+            fields = self.encoder.fields
+            moves = [bool(varied & set(f.columns if isinstance(f, OneRow) else (f.column,))) for f in fields]
+            once, each = (tuple(f for f, m in zip(fields, moves, strict=True) if m is v) for v in (False, True))
+            self._parts_of[said] = FieldEncoder(once), FieldEncoder(each)
+        return self._parts_of[said]
+
+    @functools.cached_property
+    def _parts_of(self) -> dict[frozenset[str], tuple[FieldEncoder, FieldEncoder]]:
+        return {}
+
+    def rows_of(self, requests: Sequence[Request], more: Sequence[str] = ()) -> dict[str, Raw]:
         """The raw columns of all rows of several requests, one after the other, and those `more` besides what is asked.
 
         A row is a candidate's columns, and the context's where the candidate says nothing of one.
@@ -149,7 +186,7 @@ class RankerFeatures:
         read += [name for rule in self.rules for name in (rule.column, *rule.sources)]
         read += [name for snapshot in self.snapshots for name in snapshot.on]
         known = {name for side in self.sides for name in side.columns}
-        made = {f"{rule.column}.present" for rule in self.rules}
+        made = {rule.column + PRESENT for rule in self.rules}
         return tuple(name for name in dict.fromkeys(read) if name not in known | made)
 
     @functools.cached_property
@@ -165,7 +202,7 @@ class RankerFeatures:
         keys = [side.key for side in self.sides] + [name for snapshot in self.snapshots for name in snapshot.on]
         return found | {name: "value" for name in keys if found.get(name) == "list"}
 
-    @property
+    @functools.cached_property
     def remembered(self) -> dict[str, tuple[str, ...]]:
         """The columns that a row may leave to what the log said when it ended, and the columns these go by."""
         return {name: snapshot.on for snapshot in self.snapshots for name in snapshot.columns}

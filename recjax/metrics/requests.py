@@ -27,8 +27,10 @@ def request_metrics_by_user(
     users: int,
     k: int,
 ) -> dict[str, Float[np.ndarray, " u"]]:
-    """NDCG at `k` and the reciprocal rank of the first positive, means over requests, linearised in the users 0 to
-    `users` - 1; NaN where no request has a positive. All rows of a request are of one user."""
+    """NDCG and recall at `k` and the reciprocal rank of the first positive, means over requests, linearised in users.
+
+    These are 0 to `users` - 1; all rows of a request are of one of them. NaN where no request has a positive.
+    """
     names, number = np.unique(request, return_inverse=True)
     rank, count = ranks(scores, number), len(names)
     owner = np.zeros(count, np.int64)
@@ -40,8 +42,10 @@ def request_metrics_by_user(
     first = np.full(count, np.inf)
     np.minimum.at(first, number[positive], rank[positive] + 1.0)
     asked = positives > 0
+    hits = np.bincount(number, positive & (rank < k), minlength=count)
     found = {
         f"request_ndcg@{k}": np.bincount(number, gain * positive, minlength=count) / np.maximum(ideal, 1e-12),
+        f"request_recall@{k}": hits / np.maximum(positives, 1),
         "request_mrr": 1 / first,
     }
     weight = np.bincount(owner, asked, minlength=users).astype(np.float64)

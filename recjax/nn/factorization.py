@@ -109,7 +109,7 @@ class DotLayers(Module):
             vectors = jnp.concatenate([dense[:, None], vectors], axis=1)
         products = jnp.einsum("bsd,btd->bst", vectors, vectors)
         rows, columns = np.tril_indices(vectors.shape[1], -1)
-        x = products.reshape(len(products), -1)[:, rows * vectors.shape[1] + columns]
+        x = products.reshape(products.shape[0], -1)[:, rows * vectors.shape[1] + columns]
         x = x if dense is None else jnp.concatenate([dense, x], axis=1)
         return Crossed(self.top(x, call.part(1)) if self.top else x)
 

@@ -99,6 +99,6 @@ class Fusion(Module):
         self.bilinear = param(rngs, shape, (None, None, None), nnx.initializers.glorot_normal(batch_axis=(0,)))
 
     def __call__(self, x: Float[Array, "b o"], call: Pass) -> Float[Array, " b"]:
-        first, second = (part.reshape(len(x), self.heads, -1) for part in jnp.split(x, [self.first], axis=1))
+        first, second = (part.reshape(x.shape[0], self.heads, -1) for part in jnp.split(x, [self.first], axis=1))
         products = jnp.einsum("bhi,hij->bhj", first, self.bilinear[...]) * second
         return self.linear(x, call)[:, 0] + products.sum((1, 2))

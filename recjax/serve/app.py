@@ -166,7 +166,7 @@ def create_app(
 
     @app.post(RANK, openapi_extra=_body(RANK_SCHEMA), responses=REFUSALS)
     async def rank(request: Request) -> JSONResponse:
-        """Candidates in order, with a probability for every head."""
+        """Candidates in order, with what every head says of each: a probability, or a number."""
         question = parse_rank(await body_of(request))
         desk = _named(shelf.of(RankDesk), question.model, "no model here ranks candidates")
         return JSONResponse(await desk.rank(question))

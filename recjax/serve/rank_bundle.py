@@ -76,11 +76,11 @@ class RankBundle:
 
     def fields(self, asked: Sequence[RankQuestion]) -> dict[str, np.ndarray]:
         """What the function takes besides the weights, for the rows of all questions one after the other."""
-        column = (self.domains["column"],) if self.domains else ()
-        raw = self.features.rows_of([(one.context, one.candidates) for one in asked], more=column)
-        complete = self.features.complete(raw)
-        found = self.features.encoder.encode(complete)
-        return found | ({DOMAIN: domain_of(complete, self.domains)} if self.domains else {})
+        requests = [(one.context, one.candidates) for one in asked]
+        if self.domains is None:
+            return self.features.fields_of(requests)
+        complete = self.features.complete(self.features.rows_of(requests, more=(self.domains["column"],)))
+        return {**self.features.encoder.encode(complete), DOMAIN: domain_of(complete, self.domains)}
 
     def logits(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [n, heads]: what the model says of rows, uncalibrated."""
@@ -93,10 +93,20 @@ class RankBundle:
             found.append(np.asarray(self._call(self._weights, padded))[:part])
         return np.concatenate(found)
 
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """float64 [n, heads]: sigmoid(logit / temperature + bias) of each head."""
-        temperature, bias = (np.array([head[x] for head in self.heads.values()]) for x in ("temperature", "bias"))
-        return np.exp(-np.logaddexp(0.0, -(logits.astype(np.float64) / temperature + bias)))
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """float64 [n, heads]: what each head says in words of its label.
+
+        A probability is sigmoid(logit / temperature + bias); of a head of numbers ("form") it is the number, exp(z) - 1
+        of at least 0 ("log1p") or exp(z) ("poisson").
+        """
+        found = np.empty(logits.shape, np.float64)
+        for column, head in enumerate(self.heads.values()):
+            z = logits[:, column].astype(np.float64)
+            if form := head.get("form"):
+                found[:, column] = np.exp(z) if form == "poisson" else np.maximum(np.expm1(z), 0)
+            else:
+                found[:, column] = np.exp(-np.logaddexp(0.0, -(z / head["temperature"] + head["bias"])))
+        return found
 
     def warm_up(self) -> int:
         """Compile every shape; returns how many."""

@@ -52,10 +52,10 @@ class RankDesk:
         return await in_time(asyncio.wrap_future(waiting.answer), self._timeout)
 
     def answers(self, asked: Sequence[RankQuestion]) -> list[dict[str, Any]]:
-        """Candidates in order, best first by the head that a question names, with a probability for every head."""
+        """Candidates in order, best first by the head that a question names, with what every head says of each."""
         start = time.perf_counter()
         logits = self.bundle.logits(self.bundle.fields(asked))
-        scores = self.bundle.probabilities(logits)
+        scores = self.bundle.scores(logits)
         self._on_batch(len(asked), time.perf_counter() - start)
         ends = np.cumsum([len(one.candidates) for one in asked])[:-1]
         return [
@@ -77,7 +77,7 @@ class RankDesk:
         """What is served: heads, the columns that are read, and which of them a request may leave to the log."""
         told, features = self.bundle.manifest, self.bundle.features
         heads = {
-            name: {fact: head[fact] for fact in ("rule", "rate") if fact in head}
+            name: {fact: head[fact] for fact in ("rule", "rate", "form") if fact in head}
             for name, head in self.bundle.heads.items()
         }
         named = {name: told[name] for name in ("name", "recipe", "step", "created")}
@@ -116,8 +116,8 @@ class RankDesk:
         head = asked.head or heads[0]
         order = np.argsort(-logits[:, heads.index(head)], kind="stable")[: asked.k]
         ranked = [
-            {"candidate": at, "scores": dict(zip(heads, probabilities, strict=True))}
-            for at, probabilities in zip(order.tolist(), scores[order].tolist(), strict=True)
+            {"candidate": at, "scores": dict(zip(heads, said, strict=True))}
+            for at, said in zip(order.tolist(), scores[order].tolist(), strict=True)
         ]
         return {
             "ranked": ranked,

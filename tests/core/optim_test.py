@@ -143,6 +143,9 @@ def test_patterns_that_match_nothing_are_named():
         lambda: Optimizer(ema_decay=1.0),
         lambda: Optimizer(groups=(("(", Group()),)),
         lambda: Schedule(kind="cosin"),
+        lambda: Schedule(kind="drops"),
+        lambda: Schedule(kind="drops", drops=(0.5, 0.4)),
+        lambda: Schedule(drops=(0.5,)),
         lambda: AdamThenSGD(),
         lambda: AdamThenSGD(switch_step=3, patience=1),
         lambda: AdamThenSGD(switch_step=3, kind="sgd"),
@@ -156,11 +159,12 @@ def test_a_wrong_config_is_refused(make):
 
 @pytest.mark.parametrize("kind", schedules.KINDS)
 def test_schedules_rise_to_the_peak_then_follow_their_kind(kind):
-    rate = schedules.make(Schedule(kind=kind, warmup_steps=4, end_factor=0.2), 3.0, 20)
+    drops = (0.4, 0.7) if kind == "drops" else ()
+    rate = schedules.make(Schedule(kind=kind, warmup_steps=4, end_factor=0.2, drops=drops), 3.0, 20)
     np.testing.assert_allclose([rate(t) for t in range(4)], [0.75, 1.5, 2.25, 3.0], rtol=1e-6)
     later = np.array([rate(t) for t in range(4, 30)])
     assert np.all(np.diff(later) <= 1e-6) and later[0] <= 3.0
-    expected = {"constant": 3.0, "linear": 0.6, "cosine": 0.6, "rsqrt": 3.0 * math.sqrt(4 / 30)}[kind]
+    expected = {"constant": 3.0, "linear": 0.6, "cosine": 0.6, "rsqrt": 3.0 * math.sqrt(4 / 30), "drops": 0.03}[kind]
     np.testing.assert_allclose(later[-1], expected, rtol=1e-5)
 
 

@@ -54,7 +54,7 @@ def test_contexts_are_imputed_as_the_table_says() -> None:
         column = found[name]
         return [None if m else v for v, m in zip(column.values.tolist(), column.missing.tolist(), strict=True)]
 
-    assert shown("query") == ["red shoes", "Red Shoes", None, None]
+    assert shown("query") == ["red shoes", "red shoes", None, None]  # one key, typed or filled in
     assert shown("query.present") == [1, 0, 0, 0]
     assert shown("source_id") == [None, 1, 3, None] and shown("source_id.present") == [0, 1, 1, 0]
     assert shown("user_id") == ["u1", "u2", "u1", None] and shown("user_id.present") == [1, 1, 1, 0]
@@ -88,6 +88,26 @@ def test_a_request_is_its_rows(features: RankerFeatures) -> None:
                 assert values[0].tobytes() == together[name][k].tobytes(), name
     brought = features.request({}, [{"item_id": 1, "user_id": "u1"}, {"item_id": 1, "user_id": "u2"}])["field/user_id"]
     assert brought[0] != brought[1]
+
+
+def test_what_candidates_do_not_change_is_made_once_and_is_the_same(features: RankerFeatures) -> None:
+    """Whatever columns candidates bring, and however many requests go together."""
+    requests = [
+        (CONTEXTS[0], [{"item_id": 1}, {"item_id": 99}, {}]),
+        (CONTEXTS[1], [{"item_id": 3}]),
+        ({**CONTEXTS[2], "item_id": 2}, [{}, {}]),
+        (CONTEXTS[3], [{"item_id": 2, "query": "Hat"}, {"source_id": 2}]),
+    ]
+    for some in ([requests[0]], [requests[1]], requests[:2], requests[:3], [requests[3]], requests):
+        found = features.fields_of(some)
+        rows = [{**context, **row} for context, candidates in some for row in candidates]
+        for name, wanted in features.rows(rows).items():
+            assert found[name].tobytes() == wanted.tobytes() and found[name].dtype == wanted.dtype, name
+    once, each = features._parts(frozenset({"item_id"}))
+    assert {f.shape.name for f in each.fields} == {"item_id", "genres", "price", "item_id.vector"}
+    once, each = features._parts(frozenset({"source_id"}))
+    named = {f.shape.name for f in once.fields}
+    assert {"user_id", "item_id", "genres"} <= named and not named & {"source_id", "query", "query.present"}
 
 
 @pytest.mark.parametrize("slot", ["user_id", "task", "query", "source_id", "user_cluster", "item_id"])

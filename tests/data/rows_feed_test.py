@@ -124,6 +124,21 @@ def test_domains_come_as_often_as_balance_says(examples: Examples) -> None:
     np.testing.assert_allclose(sums / sums.sum(), 1 / 3, atol=0.05)
 
 
+@pytest.mark.parametrize("more", [{}, {"balance": 1.0, "domain_weight": 1.0}, {"order": "time"}])
+def test_some_domains_alone_are_their_rows_once_an_epoch(examples: Examples, more: dict[str, Any]) -> None:
+    names, domain = list(examples.manifest["domains"]), RowReader(examples, "train").column("domain")
+    wanted = [names[2], names[0]]
+    batches = feed(examples, domains=wanted, **more)
+    mine = np.flatnonzero(domain != 1)
+    assert batches.epoch_targets == [len(mine)]
+    numbers = batches.numbers(np.arange(len(mine)))
+    assert set(domain[numbers]) == {0, 2}
+    if not more.get("balance"):
+        assert sorted(numbers.tolist()) == mine.tolist()
+    with pytest.raises(ConfigError, match="no domain elsewhere"):
+        feed(examples, domains=["elsewhere"])
+
+
 def test_held_rows_come_once_and_in_order(examples: Examples) -> None:
     reader = RowReader(examples, "test")
     for count in (1, 2):

@@ -209,7 +209,7 @@ def test_a_calibrated_head_says_what_happens(exported: Exported, bundle: RankBun
     """On the split it was calibrated on, by maximum likelihood: mean prediction = rate, logits not too far apart."""
     reader = RowReader(exported.assembly.examples[0], "valid")
     batch, labels = reader.read(np.arange(len(reader))), reader.column("labels")
-    p = bundle.probabilities(bundle.logits({k: v for k, v in batch.items() if k.startswith("field/")}))
+    p = bundle.scores(bundle.logits({k: v for k, v in batch.items() if k.startswith("field/")}))
     for column in range(2):
         known = labels[:, column] >= 0
         np.testing.assert_allclose(p[known, column].mean(), labels[known, column].mean(), atol=1e-4)
@@ -242,26 +242,12 @@ def test_every_slot_may_be_missing(bundle: RankBundle, slot: str) -> None:
 @pytest.mark.parametrize(
     ("change", "status", "where"),
     [
-        ({"candidates": []}, 422, "candidates"),
-        ({"candidates": "5"}, 422, "candidates"),
-        ({"candidates": [5]}, 422, "candidates[0]"),
         ({"candidates": [{}] * (MAX_CANDIDATES + 1)}, 422, "candidates"),
-        ({"context": [1]}, 422, "context"),
         ({"context": {"colour": 1}}, 422, "context"),
-        ({"candidates": [{"genre": "x"}]}, 422, "candidates[0]"),
-        ({"context": {"device": {"a": 1}}}, 422, "context.device"),
-        ({"context": {"device": ["a"]}}, 422, "context.device"),
         ({"context": {"history": [[1]]}}, 422, "context.history"),
         ({"context": {"item_id.count": "many"}}, 422, "context.item_id.count"),
-        ({"context": {"user_id": 2**63}}, 422, "context.user_id"),
-        ({"context": {"user_id": "x" * 10_001}}, 422, "context.user_id"),
-        ({"context": {"user_id": "\ud800"}}, 422, "context.user_id"),
-        ({"k": 0}, 422, "k"),
-        ({"k": True}, 422, "k"),
         ({"head": "buy"}, 422, "head"),
-        ({"head": 5}, 422, "head"),
         ({"model": "other"}, 404, "model"),
-        ({"colour": 1}, 422, "body"),
     ],
 )
 def test_an_odd_question_gets_a_reason(client: TestClient, change: dict[str, Any], status: int, where: str) -> None:
@@ -273,11 +259,6 @@ def test_an_odd_question_gets_a_reason(client: TestClient, change: dict[str, Any
 @pytest.mark.parametrize("body", [b"", b"{", b'{"candidates": [{"item_id": NaN}]}', b"\xff"])
 def test_what_is_no_json_is_400(client: TestClient, body: bytes) -> None:
     assert client.post("/v1/rank", content=body).status_code == 400
-
-
-def test_an_infinite_number_is_refused(client: TestClient) -> None:
-    answer = client.post("/v1/rank", content=b'{"candidates": [{"item_id.count": 1e999}]}')
-    assert answer.status_code == 422 and "too large" in answer.json()["error"]["what"]
 
 
 VALUES = st.recursive(
