@@ -1,6 +1,7 @@
 # make quickstart   install into .venv, then train and evaluate a model on built-in data
 # make test         install into .venv, then style, types, spelling and the fast tests (what CI runs)
 # make test-heavy   the tests that take minutes
+# make soak         kill a training a hundred times; it must end with the weights of one that was left alone
 # make lint         style, types and spelling alone
 # make bench        speed beside other libraries (installs torch)
 # make clean        remove .venv and what tools left behind
@@ -21,7 +22,7 @@ LOCK := $(if $(filter 3.12, $(VERSION)),requirements-py312.txt,requirements.txt)
 READY := $(VENV)/.ready-$(VERSION)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test test-heavy lint bench setup clean
+.PHONY: quickstart test test-heavy soak lint bench setup clean
 
 quickstart: $(READY)
 	$(BIN)/recjax run quickstart
@@ -31,6 +32,9 @@ test: lint
 
 test-heavy: $(READY)
 	$(BIN)/python -m pytest -m heavy
+
+soak: $(READY)
+	$(BIN)/python tests/soak/kills.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -140,6 +140,7 @@ class _Run:
         self.progress, self.pace = Progress(), Pace()
         self.data = self.batches.get_state()  # after the last step done, whatever was fetched since
         self.owes_evaluation = False  # of the last step done
+        self.epochs: dict[int, float] = {}  # after steps that are not logged yet
 
     def restore_or_start(self, checkpoints: Checkpointer, initial: WarmStart | None) -> TrainState:
         """The state to go on from; the data position and the progress are set to match."""
@@ -192,6 +193,8 @@ class _Run:
                 is_due = is_last or bool(recipe.eval_every and (step + 1) % recipe.eval_every == 0)
                 # The step last: `_rescue` trusts the others only when it agrees with the state.
                 self.owes_evaluation, self.data, step = is_due, self.batches.get_state(), step + 1
+                if self._is_logged(step):
+                    self.epochs[step] = max(self.batches.epochs)
                 clock.lap("host")
                 self._note(late.put(step, metrics, waited), writer)
                 if is_due:
@@ -260,9 +263,9 @@ class _Run:
                 mend="lower LEARNING_RATE, or set optim.Optimizer.clip_norm",
             )
         self.pace.add(found)
-        if found.step % self.recipe.log_every and found.step != self.recipe.train_steps:
+        if not self._is_logged(found.step):
             return
-        epochs, speed = max(self.batches.epochs), self.pace.take(self.flops.total) | writer.clock.take()
+        epochs, speed = self.epochs.pop(found.step), self.pace.take(self.flops.total) | writer.clock.take()
         written = {f"train/{name}": value for name, value in found.values.items()}
         written |= {
             "train/learning_rate": float(np.asarray(self.learning_rate(found.step - 1))),
@@ -319,6 +322,9 @@ class _Run:
         value = metrics[self.recipe.best_metric()]
         loss = -value if self.recipe.checkpoints.mode == "max" else value
         return dataclasses.replace(now, opt_state=switch.observe(self.recipe.optimizer, now.opt_state, loss))
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.recipe.log_every == 0 or step == self.recipe.train_steps
 
     def _is_out_of_patience(self) -> bool:
         return 0 < self.recipe.patience <= self.progress.stale

@@ -21,6 +21,7 @@ from recjax.core.errors import ConfigError
 from recjax.core.flags import did_you_mean, parse_argv, recipe_files
 from recjax.launch.plan import RESTARTS, job_of
 
+_FOLDER = Path("runs") / "launch"
 KINDS = {
     "local": "processes on this machine, with simulated devices if wanted",
     "tpu_vm": "TPU VMs: queued resources, or a managed instance group",
@@ -45,14 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe_files(args.recipe)
     parse_argv(words)  # what is wrong with gin flags is said now
     job = job_of(args.recipe, args.verb, words, name=args.name, restarts=args.restarts)
-    folder = args.out or Path("runs") / "launch"
     if kind == "local" and not args.dry_run:
         return launcher.run(job, args)
     plan = launcher.plan(job, args)
     if args.dry_run or not args.go:
-        print(plan.shown(folder), end="")
+        print(plan.shown(args.folder), end="")
         return 0
-    plan.carry_out(folder)
+    plan.carry_out(args.folder)
     return 0
 
 
@@ -65,7 +65,7 @@ def _parser(kind: str, launcher: Any) -> argparse.ArgumentParser:
     out.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
     if kind != "local":
         out.add_argument("--go", action="store_true", help="write the files and run the commands")
-    out.add_argument("--out", type=Path, help="folder of the files (default: runs/launch)")
+    out.add_argument("--folder", type=Path, default=_FOLDER, help=f"for the files (default: {_FOLDER})")
     launcher.add_flags(out)
     return out
 

@@ -53,7 +53,7 @@ def plan(job: Job, args: argparse.Namespace) -> Plan:
     file = f"{job.name}.yaml"
     return Plan(
         files={file: text_of(jobset(job, args, tpu))},
-        commands=(("kubectl", "apply", "--namespace", args.namespace, "--filename", file),),
+        commands=(("kubectl", "apply", "--namespace", args.namespace, "--filename", str(args.folder / file)),),
         notes=(_told(args, tpu), f"watch: kubectl get jobset {job.name} --namespace {args.namespace} --watch"),
     )
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from recjax.core.errors import INTERRUPTED, TRY_AGAIN
@@ -61,15 +60,24 @@ def run(job: Job, args: argparse.Namespace) -> int:
     """Start, watch and start again; the exit status of the last round."""
     if args.devices:
         check_mesh(job, args.processes * args.devices)
-    words = [sys.executable, "-m", "recjax", *job.words]
-    for restart in range(job.restarts + 1):
+
+    def told() -> list[dict[str, str]]:
         address = f"localhost:{_free_port()}"
-        told = [variables(args, number, address) for number in range(args.processes)]
-        with _Gang(words, told) as gang:
+        return [variables(args, number, address) for number in range(args.processes)]
+
+    print(f"recjax: {job.command} ({args.processes} processes)", file=sys.stderr, flush=True)
+    return again([sys.executable, "-m", "recjax", *job.words], told, job.restarts)
+
+
+def again(words: Sequence[str], told: Callable[[], Sequence[Mapping[str, str]]], restarts: int) -> int:
+    """Run `words` once for each of the environments `told`, all anew while that makes sense; the last status."""
+    status = 0
+    for restart in range(restarts + 1):
+        with _Gang(words, told()) as gang:
             status = gang.wait()
-        if gang.is_told or not goes_on(status) or restart == job.restarts:
+        if gang.is_told or not goes_on(status) or restart == restarts:
             break
-        print(f"recjax: status {status}, restart {restart + 1} of {job.restarts}", file=sys.stderr, flush=True)
+        print(f"recjax: status {status}, restart {restart + 1} of {restarts}", file=sys.stderr, flush=True)
     return status if status >= 0 else 128 - status
 
 
@@ -84,7 +92,6 @@ class _Gang:
     def __init__(self, words: Sequence[str], told: Sequence[Mapping[str, str]]) -> None:
         self.is_told = False
         self._before: list[tuple[int, Any]] = []
-        print(shlex.join(["recjax", *words[3:]]), f"({len(told)} processes)", file=sys.stderr, flush=True)
         self._running = [subprocess.Popen(words, env={**os.environ, **mine}, process_group=0) for mine in told]
 
     def __enter__(self) -> _Gang:
@@ -106,7 +113,7 @@ class _Gang:
         One that ends well has ended training, as have the others then; they are waited for.
         """
         first, until = 0, float("inf")
-        while any(process.poll() is None for process in self._running):
+        while any([process.poll() is None for process in self._running]):  # each is asked
             time.sleep(_PAUSE)
             ended = [process.returncode for process in self._running if process.returncode]
             if ended and not first:

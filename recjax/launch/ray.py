@@ -30,9 +30,9 @@ def plan(job: Job, args: argparse.Namespace) -> Plan:
         raise ConfigError("Ray Train trains", where=f"--verb={job.words[0]}", expected="--verb=train")
     tpu = slice_of(args.tpu) if args.tpu else None
     check_mesh(job, tpu.devices * args.slices if tpu else args.workers)
-    submit = ("ray", "job", "submit", f"--address={args.address}", "--working-dir=.", "--", "python", f"{job.name}.py")
-    notes = ("submitted from the folder of the script",)
-    return Plan(files={f"{job.name}.py": script(job, args, tpu)}, commands=(submit,), notes=notes)
+    submit = ("ray", "job", "submit", f"--address={args.address}", f"--working-dir={args.folder}")
+    submit = (*submit, "--", "python", f"{job.name}.py")
+    return Plan(files={f"{job.name}.py": script(job, args, tpu)}, commands=(submit,))
 
 
 def script(job: Job, args: argparse.Namespace, tpu: Slice | None) -> str:

@@ -33,7 +33,7 @@ def plan(job: Job, args: argparse.Namespace) -> Plan:
     file = f"{job.name}.sbatch"
     each = f"{args.gpus} GPUs" if args.gpus else "its CPUs"
     note = f"{args.nodes} nodes, one process each with {each}"
-    return Plan(files={file: script(job, args)}, commands=(("sbatch", file),), notes=(note,))
+    return Plan(files={file: script(job, args)}, commands=(("sbatch", str(args.folder / file)),), notes=(note,))
 
 
 def script(job: Job, args: argparse.Namespace) -> str:

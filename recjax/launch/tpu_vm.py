@@ -118,7 +118,7 @@ done
 exit 1
 """
     file = f"{job.name}.sh"
-    return Plan(files={file: text}, commands=(("bash", file),), notes=(f"when done: {delete}",))
+    return Plan(files={file: text}, commands=(("bash", str(args.folder / file)),), notes=(f"when done: {delete}",))
 
 
 def _group(job: Job, args: argparse.Namespace, tpu: Slice) -> Plan:
@@ -142,7 +142,7 @@ def _group(job: Job, args: argparse.Namespace, tpu: Slice) -> Plan:
     template += ["--machine-type", tpu.machine, "--maintenance-policy=TERMINATE", "--scopes=cloud-platform"]
     template += [f"--image-family={_IMAGES[kind]}", "--image-project=ubuntu-os-accelerator-images"]
     template += ["--provisioning-model=SPOT", "--instance-termination-action=DELETE"] if args.spot else []
-    commands.append((*template, f"--metadata-from-file=startup-script={start}"))
+    commands.append((*template, f"--metadata-from-file=startup-script={args.folder / start}"))
     group = ["gcloud", "compute", "instance-groups", "managed", "create", job.name, *at, "--zone", args.zone]
     group += ["--template", f"{job.name}-template", "--size", str(tpu.hosts), "--target-size-policy-mode=bulk"]
     if tpu.hosts > 1:
