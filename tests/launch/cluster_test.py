@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from recjax.launch.surroundings import Cluster
 
 JOIN = """
 import sys
+import time
 from recjax import cli
 from recjax.core.sharding import MeshConfig, make_mesh
 
@@ -137,3 +140,29 @@ def test_a_run_goes_on_with_4_then_2_then_1_processes(tiny_gin: Path, tmp_path: 
     np.testing.assert_allclose(curves[1], curves[0], rtol=5e-5)
     plain, moved = (saved.read(tmp_path / name / "checkpoints" / saved.name_of(9)) for name in ("plain", "moved"))
     assert plain.iterator["data"] == moved.iterator["data"]
+
+
+@pytest.mark.heavy
+def test_one_of_two_processes_is_told_to_stop_and_both_come_back(tiny_gin: Path, tmp_path: Path) -> None:
+    """Both save after the same step and end with 143; `recjax launch local` starts them again, to the same end."""
+
+    def launch(name: str) -> subprocess.Popen[str]:
+        words = ["-m", "recjax", "launch", "local", "--verb=train", "--processes=2", "--devices=1"]
+        words += [f"--gin_file={tiny_gin}", f"--workdir={tmp_path / name}", "--gin.TRAIN_STEPS=60"]
+        return start([*words, "--gin.recipe.Recipe.log_every=1"], {}, 1)
+
+    def losses(name: str) -> list[float]:
+        file = tmp_path / name / "metrics.jsonl"
+        return [line["train/loss"] for line in (read_metrics(file) if file.exists() else []) if "train/loss" in line]
+
+    plain = launch("plain")
+    running = launch("told")
+    while running.poll() is None and len(losses("told")) < 3:
+        time.sleep(0.05)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGTERM)
+    ((status, _, errors),) = all_of([running])
+    assert status == 0, errors[-3000:]
+    assert "told to stop: saving after this step" in errors and "recjax: status 143, restart 1 of 100" in errors
+    assert all_of([plain])[0][0] == 0
+    assert losses("told") == losses("plain") and len(losses("plain")) == 60
