@@ -1,4 +1,4 @@
-"""Whatever a ranker is made of can be exported for any number of rows, and answers as it did."""
+"""Whatever a ranker is made of can be exported for any number of rows."""
 
 from __future__ import annotations
 
@@ -45,30 +45,22 @@ MADE: dict[str, dict[str, Any]] = {
 }
 
 
-def batch(rows: int) -> dict[str, np.ndarray]:
-    draw = np.random.default_rng(rows)
-    liked = draw.integers(32, 72, (rows, 3)).astype(np.int32)
-    liked[::2, 1:] = 0
-    return {
-        "field/user": draw.integers(2, 32, rows).astype(np.int32),
-        "field/item": draw.integers(32, 72, rows).astype(np.int32),
-        "field/liked": liked,
-        "field/words": draw.integers(72, 112, (rows, 4)).astype(np.int32),
-        "field/age": draw.normal(size=rows).astype(np.float32),
-        "field/content": draw.normal(size=(rows, 5)).astype(np.float32),
-    }
-
-
 @pytest.mark.parametrize("name", MADE)
 def test_it_is_exported_for_any_number_of_rows(name: str) -> None:
+    """No part of it asks how many rows there are: traced and lowered with a symbol for that."""
     given = {"heads": (Head(name="a"),), "inputs": FieldConfig(width=4, attention=TargetAttention()), **MADE[name]}
-    model = Functional(lambda rngs: Ranker(num_rows=128, fields=FIELDS, table_scale=0.5, rngs=rngs, **given))
-    params, [rows] = model.init(jax.random.key(0)), jax.export.symbolic_shape("b")
+    model = Functional(lambda rngs: Ranker(num_rows=128, fields=FIELDS, rngs=rngs, **given))
+    [rows] = jax.export.symbolic_shape("b")
+    dtypes = {"numeric": np.float32, "vector": np.float32}
+    fields = {
+        f"field/{f.name}": jax.ShapeDtypeStruct((rows, f.width) if f.width else (rows,), dtypes.get(f.kind, np.int32))
+        for f in FIELDS
+    }
 
     def run(params: Any, fields: Any) -> Any:
         return model.apply(params, fields, train=False, key=None)["logit/a"]
 
-    shapes = {k: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for k, x in batch(1).items()}
-    exported = jax.export.export(jax.jit(run))(jax.eval_shape(lambda: params), shapes)
-    for count in (1, 5):
-        np.testing.assert_allclose(exported.call(params, batch(count)), run(params, batch(count)), atol=1e-6, rtol=1e-6)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    exported = jax.export.export(jax.jit(run))(params, fields)
+    [out] = exported.out_avals
+    assert str(out.shape) == "(b,)" and out.dtype == np.float32
