@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "recjax"
 
 # Messages and files: the parts of core that know no jax.
-FILES_AND_ERRORS = ("core.errors", "core.folder", "core.artifact")
+FILES_AND_ERRORS = ("core.errors", "core.folder", "core.artifact", "core.remote")
 
 # A folder of recjax, and what of recjax it may import besides itself. Entry points (recjax/*.py) may import all.
 INSIDE = {
@@ -64,7 +64,7 @@ OUTSIDE = {
     "orbax": ("core/",),
     "grain": ("data/pipeline.py", "data/shards.py"),
     "array_record": ("data/shards.py",),
-    "tensorflow": ("tasks/seqio_bridge.py", "data/tfds_import.py"),
+    "tensorflow": ("tasks/seqio_bridge.py", "data/tfds_import.py", "export_saved_model.py"),
     "tensorflow_datasets": ("data/tfds_import.py",),
     "seqio": ("tasks/seqio_bridge.py",),
     "sentencepiece": ("data/text.py", "data/piece_words.py"),
@@ -72,6 +72,7 @@ OUTSIDE = {
     "faiss": ("index/approximate.py",),
     "fastapi": ("serve/",),
     "uvicorn": ("serve/",),
+    "fsspec": ("core/remote.py",),
     "tensorstore": ("bridge/",),
     "tokenizers": ("bridge/", "data/text_json.py"),
     "torch": (),
@@ -88,6 +89,7 @@ INSIDE_FUNCTIONS = (
     "faiss",
     "matplotlib",
     "uvicorn",
+    "fsspec",
 )
 # Modules that answer at once, so that a mistake on the command line does not wait for jax.
 LIGHT = ("cli", "list", "core.errors", "core.flags", "core.fits", "core.names")

@@ -19,6 +19,7 @@ import numpy as np
 
 from recjax.core.errors import ArtifactError
 from recjax.core.folder import Manifest, check_files, new_folder, read_manifest, write_manifest
+from recjax.core.remote import here
 
 FORMAT = 1
 
@@ -153,12 +154,12 @@ class Artifact(Mapping[str, np.ndarray]):
 def read_artifact(
     path: str | os.PathLike[str], *, kind: str = "", vocabulary_hash: str = "", verify: bool = True
 ) -> Artifact:
-    """Open the artifact at `path`.
+    """Open the artifact at `path`, a folder or the URL of one.
 
     Raises `ArtifactError` when it is missing or damaged, or is not of the wanted `kind` or vocabulary. `verify=False`
     leaves out the checksums (one pass over every byte) and still checks sizes, shapes and dtypes.
     """
-    path = Path(path)
+    path = here(path, error=ArtifactError)
     manifest = read_manifest(path, format_version=FORMAT, what="artifact", error=ArtifactError)
     for field, wanted in (("kind", kind), ("vocabulary_hash", vocabulary_hash)):
         if wanted and manifest.get(field) != wanted:

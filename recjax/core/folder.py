@@ -14,12 +14,14 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import recjax
 from recjax.core.errors import RecjaxError
+from recjax.core.remote import is_url, publish
 
 MANIFEST = "manifest.json"
 
@@ -30,8 +32,14 @@ Manifest = dict[str, Any]
 def new_folder(path: str | os.PathLike[str], *, error: type[RecjaxError]) -> Iterator[Path]:
     """A temporary sibling of `path` that takes its place when the block ends well and is removed when it does not.
 
-    Raises `error` when `path` exists or the folder cannot be written.
+    A folder at a URL is made here and copied there at the end, its manifest last (`recjax.core.remote`). Raises `error`
+    when `path` exists or the folder cannot be written.
     """
+    if is_url(path):
+        with tempfile.TemporaryDirectory() as made:
+            yield Path(made)
+            publish(Path(made), path, error=error)
+        return
     target = Path(path).absolute()
     if target.exists():
         raise error("will not overwrite what exists", where=str(target), mend="give another folder, or remove this one")

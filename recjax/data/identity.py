@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from recjax.data.sources import DataDir
+from recjax.data.sources import DataDir, folder_of
 
 _SUFFIXES = (".parquet", ".csv", ".tsv", ".gz", ".json", ".libsvm", ".libffm")
 
@@ -25,7 +25,7 @@ def source_hash(data: DataDir) -> str:
     if len(data.folders) > 1:
         each = [(Path(path).name, source_hash(replace(data, path=path))) for path in data.folders]
         return hashlib.sha256(repr((each, sorted(data.shared))).encode()).hexdigest()
-    folder = Path(data.path).expanduser()
+    folder = folder_of(data.path)
     if not folder.is_dir():
         data.load()
     digest = hashlib.sha256(repr(sorted(data.columns.items())).encode())

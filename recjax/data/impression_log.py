@@ -22,7 +22,7 @@ from recjax.data.problems import Findings
 from recjax.data.raw import Raw
 from recjax.data.reader import Reader
 from recjax.data.several import joined
-from recjax.data.sources import DataDir
+from recjax.data.sources import DataDir, folder_of
 from recjax.data.vectors import read_vectors
 
 SPLITS = ("train", "valid", "test")
@@ -60,7 +60,7 @@ def read_log(data: DataDir) -> ImpressionLog:
         )
     if len(data.folders) > 1:
         return joined([(path, read_log(replace(data, path=path))) for path in data.folders], data.shared)
-    folder = Path(data.path).expanduser()
+    folder = folder_of(data.path)
     if not folder.is_dir():
         raise DataError("there is no such data directory", where=str(folder), expected="a folder")
     found = Findings()
@@ -82,7 +82,7 @@ def read_log(data: DataDir) -> ImpressionLog:
 
 def holds_rows(path: str) -> bool:
     """Whether a data directory holds rows that are no interactions: those of splits, or libsvm-like text."""
-    folder = Path(path).expanduser()
+    folder = folder_of(path)
 
     def has(name: str, suffixes: Iterable[str]) -> bool:
         return any((folder / (name + suffix)).exists() for suffix in suffixes)

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from recjax.core.errors import DataError
+from recjax.core.remote import here, is_url
 from recjax.data.directory import SIMULATED
 from recjax.data.problems import Findings
 from recjax.data.reader import TABLES, Reader
@@ -63,6 +64,14 @@ class DataDir:
         return tables
 
 
+def folder_of(path: str) -> Path:
+    """The folder of a data directory: of a URL (`s3://`, `gs://`), a copy on this machine of what lies there now.
+
+    Raises `DataError` when a URL cannot be read.
+    """
+    return here(path, error=DataError) if is_url(path) else Path(path).expanduser()
+
+
 def read_tables(
     path: str, columns: Mapping[str, str], found: Findings, *, despite_errors: bool = False
 ) -> Tables | None:
@@ -70,7 +79,7 @@ def read_tables(
 
     `despite_errors` gives what could be read in spite of them, for reports; never train on it.
     """
-    folder = Path(path).expanduser()
+    folder = folder_of(path)
     if not folder.is_dir():
         what = "the data directory is a file, not a folder" if folder.exists() else "there is no such data directory"
         mend = "give the folder that holds interactions.parquet (or .csv)"

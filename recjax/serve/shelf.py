@@ -1,10 +1,10 @@
 """What a server serves at the moment, and how a newer version of a bundle takes the place of an older one.
 
-A bundle is named by a folder: the bundle itself, a link to one, or a folder of versions whose names are numbers
-(`model/1`, `model/2`), of which the highest counts. `Shelf.refresh` looks whether there is another one now than the
-one served. If so, it is read, checked and compiled while the old one goes on answering; requests that come after are
-answered by the new one; those that the old one has taken are finished by it. A version that cannot be served, or
-that answers another name, is refused with a line in the log, and the old one stays.
+A bundle is named by a folder, or a URL of a store: the bundle itself, a link to one, or a folder of versions whose
+names are numbers (`model/1`, `model/2`), of which the highest counts. `Shelf.refresh` looks whether there is another
+one now than the one served. If so, it is read, checked and compiled while the old one goes on answering; requests that
+come after are answered by the new one; those that the old one has taken are finished by it. A version that cannot be
+served, or that answers another name, is refused with a line in the log, and the old one stays.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from starlette.concurrency import run_in_threadpool
 
 from recjax.core.errors import BundleError, RecjaxError
 from recjax.core.folder import MANIFEST, Manifest
+from recjax.core.remote import children, exists, here, is_url, url_of
 
 _log = logging.getLogger("recjax.serve")
 
@@ -62,10 +63,12 @@ S = TypeVar("S")
 
 
 def newest(root: str | os.PathLike[str]) -> Path:
-    """The bundle that `root` stands for, with links resolved.
+    """The bundle that `root` stands for, with links resolved; of a URL, a copy on this machine.
 
     Raises `BundleError` when there is none.
     """
+    if is_url(root):
+        return _newest_at(url_of(root))
     path = Path(root)
     if (path / MANIFEST).exists():
         return path.resolve()
@@ -74,12 +77,23 @@ def newest(root: str | os.PathLike[str]) -> Path:
     except OSError:
         versions = []
     if not versions:
-        raise BundleError(
-            "there is no bundle here",
-            where=str(path),
-            expected=f"a folder with {MANIFEST}, or with such folders named 1, 2, ...",
-        )
+        raise _nothing(str(path))
     return max(versions, key=lambda child: int(child.name)).resolve()
+
+
+def _newest_at(url: str) -> Path:
+    """The same of a URL; a version counts from when its manifest is there, which comes last."""
+    if exists(f"{url}/{MANIFEST}", error=BundleError):
+        return here(url, error=BundleError)
+    for number in sorted((int(name) for name in children(url, error=BundleError) if name.isdecimal()), reverse=True):
+        if exists(f"{url}/{number}/{MANIFEST}", error=BundleError):
+            return here(f"{url}/{number}", error=BundleError)
+    raise _nothing(url)
+
+
+def _nothing(where: str) -> BundleError:
+    expected = f"a folder with {MANIFEST}, or with such folders named 1, 2, ..."
+    return BundleError("there is no bundle here", where=where, expected=expected)
 
 
 class Shelf:
