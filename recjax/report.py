@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from recjax.arms import arms_hard_table, arms_table
-from recjax.plots import plot_buckets, plot_systems, plot_training
+from recjax.domain_gain import gain_table
+from recjax.plots import plot_buckets, plot_systems, plot_time, plot_training
 from recjax.tables import (
     Table,
     buckets_table,
@@ -29,6 +30,8 @@ from recjax.tables import (
     signed,
     systems_table,
 )
+from recjax.timing import timing_section
+from recjax.trends import context_table, plot_context
 
 REPORT = "report.md"
 _PUBLISHED = re.compile(r"\b([A-Za-z]+@\d+)\s*[=:]?\s*(\d*\.\d+)")
@@ -40,7 +43,7 @@ class Report:
 
     `header` is that of the recipe (title, paper, data, cost, expected), `facts` whatever else should stand under
     "What was run" (seed, steps, duration, machine, versions), `metrics` the content of metrics.json, `curve` the
-    records of metrics.jsonl, `stages` one row per stage when there are several.
+    records of metrics.jsonl, `stages` one row per stage when there are several, `curves` how their validation went.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Report:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     curve: Sequence[Mapping[str, float]] = ()
     stages: Sequence[Mapping[str, Any]] = ()
+    curves: Sequence[Table] = ()
 
 
 def write_report(folder: Path, report: Report) -> Path:
@@ -58,7 +62,9 @@ def write_report(folder: Path, report: Report) -> Path:
     published = {} if _is_simulated(report) else published_values(report.header.get("expected", ""))
     drawn = {
         "training": plot_training(folder / "training.png", report.curve),
+        "time": plot_time(folder / "time.png", report.curve),
         "systems": plot_systems(folder / "systems.png", report.metrics, published),
+        "context": plot_context(folder / "context.png", report.metrics),
         "buckets": shown_groups(report.metrics) and plot_buckets(folder / "buckets.png", report.metrics),
     }
     images = {name: f"![{name}]({path.name})" for name, path in drawn.items() if path}
@@ -70,8 +76,11 @@ def write_report(folder: Path, report: Report) -> Path:
         _beside_baselines(report, images),
         _groups(report, images),
         hard_section(report.metrics),
+        _context(report, images),
         *map(_task, report.metrics.get("tasks", [])),
         f"## Training\n\n{images['training']}" if "training" in images else "",
+        *(f"{table.title}:\n\n{table.markdown()}" for table in report.curves),
+        timing_section(report.curve, images.get("time", "")),
         _samples(report),
         f"## Protocol\n\n{protocol_table(report.metrics).markdown()}",
     ]
@@ -152,13 +161,15 @@ def _arms(report: Report) -> str:
         table = arms_table(group, main_cutoff(report.metrics))
         titles = "; ".join(f"{name}: {row['title']}" for name, row in group["arms"].items() if row["title"])
         parts += [f"**{table.title}**" + (f" ({titles})" if titles else ""), table.markdown()]
+        if (gain := gain_table(group)).rows:
+            parts += [f"**{gain.title}**", gain.markdown()]
         if (hard := arms_hard_table(group)).rows:
             parts += [f"**{hard.title}**", hard.markdown()]
     if not parts:
         return ""
     parts.append(
-        "Means over seeds, ± their standard deviation; differences to the first arm are per user, averaged over "
-        "seeds, with a 95% bootstrap interval over users, or queries where there are any."
+        "Means over seeds, ± their standard deviation; differences to the first arm, or the one named, are per user, "
+        "averaged over seeds, with a 95% bootstrap interval over users, or queries where there are any."
     )
     return "\n\n".join(["## The arms side by side", *parts])
 
@@ -184,6 +195,13 @@ def _groups(report: Report, images: Mapping[str, str]) -> str:
     table = buckets_table(report.metrics)
     rules = plain(report.metrics["protocol"].get("buckets", {}))
     return "\n\n".join(["## For whom it works", f"{table.title} ({rules}).", table.markdown(), images["buckets"]])
+
+
+def _context(report: Report, images: Mapping[str, str]) -> str:
+    if "context" not in images:
+        return ""
+    table = context_table(report.metrics)
+    return "\n\n".join([f"## {table.title}", table.markdown(), images["context"]])
 
 
 def _task(metrics: Mapping[str, Any]) -> str:

@@ -3,18 +3,21 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 
 import pytest
 
 from recjax import cli
 from recjax.core.errors import RecjaxError
+from recjax.core.folder import write_manifest
 from recjax.serve import __main__ as server
 
 
@@ -55,8 +58,10 @@ def test_without_the_extra_it_says_how_to_get_it(exported, monkeypatch):
         server.main(["--bundle", str(exported.path)])
 
 
-def test_a_process_serves_and_answers_what_it_has_when_told_to_stop(exported, tmp_path):
-    command = [sys.executable, "-m", "recjax.serve", "--bundle", str(exported.path), "--port", "0"]
+def test_a_process_serves_takes_a_newer_bundle_and_answers_what_it_has_when_told_to_stop(exported, tmp_path):
+    root = tmp_path / "versions"
+    shutil.copytree(exported.path, root / "1")
+    command = [sys.executable, "-m", "recjax.serve", "--bundle", str(root), "--port", "0", "--drain_s", "4"]
     # A long wait for company, so that a lone request is under way when the signal comes.
     command += ["--max_batch", "2", "--max_wait_ms", "500"]
     environment = {**os.environ, "RECJAX_CACHE": str(tmp_path)}
@@ -81,14 +86,26 @@ def test_a_process_serves_and_answers_what_it_has_when_told_to_stop(exported, tm
                 thread.start()
             for thread in pair:
                 thread.join()
+            shutil.copytree(root / "1", root / ".2.tmp")
+            remade = json.loads((root / ".2.tmp" / "manifest.json").read_text())
+            made = {"files", "recjax_version", "created", "manifest_hash"}
+            write_manifest(root / ".2.tmp", {**{k: v for k, v in remade.items() if k not in made}, "step": 13})
+            (root / ".2.tmp").rename(root / "2")
+            process.send_signal(signal.SIGHUP)
+            deadline = time.monotonic() + 60
+            while json.load(urllib.request.urlopen(f"{address}/v1/models"))["models"][0]["version"] != "2":
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
             lone.start()
             time.sleep(0.2)
             assert len(answers) == 2
             process.send_signal(signal.SIGTERM)
+            with pytest.raises(urllib.error.HTTPError, match="503"):
+                urllib.request.urlopen(f"{address}/healthz")
             lone.join()
-            assert len(answers) == 3
+            assert [answer["step"] for answer in answers] == [12, 12, 13]
             assert len({tuple(item["item_id"] for item in answer["items"]) for answer in answers}) == 1
-            assert process.wait(20) == 0
+            assert process.wait(30) == 0
             assert "Traceback" not in process.stderr.read()
         finally:
             process.kill()
