@@ -88,15 +88,25 @@ def _label(head: str, rule: Rule, frame: pl.DataFrame) -> np.ndarray:
     return np.where(column.missing, UNKNOWN, holds.astype(np.float64))
 
 
-def parts_of(task: Impressions, frame: pl.DataFrame, labels: np.ndarray, domain: np.ndarray) -> tuple[np.ndarray, str]:
-    """int8 [n]: the part of each row of the log, and the rule in words. Raises `DataError` where it cannot be."""
+def parts_of(
+    task: Impressions, frame: pl.DataFrame, labels: np.ndarray, domain: np.ndarray, users: np.ndarray
+) -> tuple[np.ndarray, str]:
+    """int8 [n]: the part of each row of the log, and the rule in words. Raises `DataError` where it cannot be.
+
+    `users` int64 [n] numbers the user of each row.
+    """
     if task.split == "given":
         return _given(frame), "given by the column split, or the file a row is in"
     if task.split == "random":
         part = _stratified(task, labels[:, 0], domain)
         rule = f"random by seed {task.seed}: {task.valid_fraction:g} valid and {task.test_fraction:g} test of the rows"
         return part, rule + " of each domain and label"
-    times = times_of(frame, 'Impressions.split = "time"')
+    times = times_of(frame, f"Impressions.split = {task.split!r}")
+    if task.split == "user_time":
+        return _by_user(task, times, users), (
+            f"by time within each user: the last {task.test_fraction:g} test, {task.valid_fraction:g} before them valid"
+            + (f"; without the {task.gap} seconds before either" if task.gap else "")
+        )
     cuts = np.sort(times)[[int(len(times) * share) for share in _starts(task)]]
     part = np.searchsorted(cuts, times, side="right").astype(np.int8)
     early = np.maximum.reduce([(times < cut) & (times >= cut - task.gap) for cut in cuts])
@@ -118,32 +128,44 @@ def times_of(frame: pl.DataFrame, needed_by: str) -> np.ndarray:
 
 
 def with_negatives(
-    task: Impressions, rows: Rows, users: np.ndarray, items: np.ndarray, num_items: int
+    task: Impressions, rows: Rows, users: np.ndarray, items: np.ndarray, num_items: int, domain: np.ndarray
 ) -> tuple[Rows, int]:
     """The rows and the negatives drawn for their positives, and how many found no item.
 
-    `users` and `items` number the user and the item of each row of the log.
+    `users`, `items` and `domain` number the user (or whatever is `apart`), the item and the domain of each row of the
+    log; what is drawn for a row is an item that its domain has rows with.
     """
     if not task.negatives:
         return rows, 0
-    positive = np.repeat(np.flatnonzero((rows.labels[:, 0] >= 0.5) & (rows.part != DROPPED)), task.negatives)
+    positive = np.flatnonzero((rows.labels[:, 0] >= 0.5) & (rows.part != DROPPED))
+    positive = np.repeat(positive, np.where(rows.part[positive] == TRAIN, task.negatives, task.later_negatives))
     weight = np.bincount(items[rows.log[rows.part == TRAIN]], minlength=num_items).astype(np.float64)
     weight = weight**task.negative_power if task.negative_power else np.ones(num_items)
-    reach = np.cumsum(weight)
+    if task.negative_uniform:
+        weight = (1 - task.negative_uniform) * weight / weight.sum() + task.negative_uniform / num_items
+    where = domain[rows.log[positive]]
+    known = np.zeros((int(domain.max(initial=0)) + 1, num_items), bool)
+    known[domain, items] = True
+    weights = [weight * (known[d] if task.domain else 1) for d in range(len(known))]
+    reaches = [np.cumsum(w) for w in weights]
     had = np.unique(users * num_items + items)
     drawn, todo = np.full(len(positive), -1, np.int64), np.arange(len(positive))
     for attempt in range(_TRIES):
         if not len(todo):
             break
         u = uniform(hashes(len(positive), task.seed, _NEGATIVES, attempt)[todo])
-        found = np.minimum(np.searchsorted(reach, u * reach[-1], side="right"), num_items - 1)
+        found = np.zeros(len(todo), np.int64)
+        for d in np.unique(where[todo]):
+            mine, reach = where[todo] == d, reaches[d]
+            last = int(np.flatnonzero(weights[d])[-1]) if weights[d].any() else num_items - 1
+            found[mine] = np.minimum(np.searchsorted(reach, u[mine] * reach[-1], side="right"), last)
         pair = users[rows.log[positive[todo]]] * num_items + found
         fresh = had[np.minimum(np.searchsorted(had, pair), len(had) - 1)] != pair
         drawn[todo[fresh]] = found[fresh]
         todo = todo[~fresh]
     for place in todo.tolist():  # of users who had most of what is drawn: out of what is left
         begin, end = np.searchsorted(had, users[rows.log[positive[place]]] * num_items + np.array([0, num_items]))
-        left = weight.copy()
+        left = weights[where[place]].copy()
         left[had[begin:end] % num_items] = 0
         if left.any():
             u = uniform(hashes(place + 1, task.seed, _NEGATIVES, _TRIES))[place]
@@ -169,6 +191,24 @@ def kept_rows(task: Impressions, rows: Rows) -> np.ndarray:
 def _starts(task: Impressions) -> tuple[float, float]:
     """Where the held-out parts begin, as shares of the rows."""
     return 1 - task.test_fraction - task.valid_fraction, 1 - task.test_fraction
+
+
+def _by_user(task: Impressions, times: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """The rows of every user cut in time; rows of one second stay together, in the later part."""
+    order = np.lexsort((times, users))
+    who, when = users[order], times[order]
+    first, size = np.searchsorted(who, who), np.bincount(who)[who]
+    part = np.zeros(len(who), np.int8)
+    places = [np.ceil(size * share - 1e-9).astype(np.int64) for share in _starts(task)]
+    last = np.iinfo(np.int64).max  # a user with few rows may have none in a part
+    cuts = [np.where(at < size, when[np.minimum(first + at, len(when) - 1)], last) for at in places]
+    for cut in cuts:
+        part += when >= cut
+    for cut in cuts:
+        part[(when < cut) & (when >= cut - task.gap)] = DROPPED
+    found = np.empty_like(part)
+    found[order] = part
+    return found
 
 
 def _given(frame: pl.DataFrame) -> np.ndarray:

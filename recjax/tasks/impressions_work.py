@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from recjax.core.errors import DataError
+from recjax.data.ahead import sums_ahead
 from recjax.data.field_encoder import CODES, NUMBERS, FieldEncoder
 from recjax.data.impression_log import SPLITS, ImpressionLog, raw_of
 from recjax.data.ranker_features import TABLES, RankerFeatures, SideTable, completed
@@ -21,8 +22,9 @@ from recjax.data.raw import Raw
 from recjax.data.record import Column, Field, spans
 from recjax.data.titles import title_column
 from recjax.data.vocab import ItemVocab
+from recjax.tasks.impression_choice import chosen_parts
 from recjax.tasks.impression_past import Columns, past
-from recjax.tasks.impression_rows import TRAIN, Rows, kept_rows, labels_of, parts_of, times_of, with_negatives
+from recjax.tasks.impression_rows import TRAIN, Rows, kept_rows, labels_of, times_of, with_negatives
 from recjax.tasks.impressions import Impressions
 from recjax.tasks.work import Work
 
@@ -36,9 +38,11 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
     items, item_ids = _numbered(frame, task.item)
     labels, sides = labels_of(task.rules, frame), _sides(task, log, frame)
     domain, domains = _domains(task, frame, sides)
-    part, rule = parts_of(task, frame, labels, domain)
+    part, rule = chosen_parts(task, frame, labels, domain, users)
+    labels = np.concatenate([labels, _ahead(task, frame, users, part)], axis=1)
     rows = Rows(np.arange(frame.height), part, labels, np.full(frame.height, -1))
-    rows, unfound = with_negatives(task, rows, users, items, len(item_ids))
+    apart = _numbered(frame, task.apart)[0] if task.apart else users
+    rows, unfound = with_negatives(task, rows, apart, items, len(item_ids), domain)
     columns = _columns(task, frame, sides, rows, item_ids)
     known_before, snapshots = past(task, frame, rows, completed(columns, sides, task.imputation))
     columns |= known_before
@@ -52,7 +56,7 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
     encoder = FieldEncoder.fit(task.fields, {n: c.take(trained) for n, c in complete.items()}, log.vectors)
     features = RankerFeatures(_read(sides, task, encoder), tuple(task.imputation), encoder, snapshots)
     vocab, catalogue = _catalogue(task, log, frame, rows, items, item_ids)
-    number, domains = _by_size(domain[rows.log], rows.part, domains)
+    number, domains = _by_size(domain[rows.log], rows.part, domains, task.domains)
     made = {
         "user_index": Column(users[rows.log]),
         "items": _lists(vocab.encode(item_ids)[_items(rows, items)][:, None]),
@@ -85,7 +89,11 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
             "times": "time" in made,
             "has_requests": "request" in made,
             "counts": _counts(rows, at, frame.height, unfound),
-            "rows_hash": {split: _hash_of(made, numbers) for split, numbers in at.items()},
+            "trained_times": _span(made, at[SPLITS[0]]),
+            "rows_hash": {
+                split: _hash_of(rows.take(numbers), users, _items(rows, items)[numbers])
+                for split, numbers in at.items()
+            },
             "notes": list(log.notes),
             "warnings": list(log.warnings),
             "fields": [shape.told() for shape in encoder.shapes],
@@ -95,8 +103,9 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
             "heads": _heads(task, rows),
             "domains": domains,
             "grouped_by": task.user if task.user in frame.columns else "",
-            "keep_negatives": task.keep_negatives,
+            "keep_negatives": task.keep_negatives * (task.negatives / task.later_negatives if task.negatives else 1),
             "negatives": task.negatives,
+            "held_negatives": task.later_negatives,
             "events": task.events,
         },
     )
@@ -136,13 +145,28 @@ def _of_row(name: str, frame: pl.DataFrame, sides: Sequence[SideTable], where: s
     return column
 
 
-def _by_size(domain: np.ndarray, part: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """The domains numbered by their training rows, most first; one that has none gets the number after all others."""
+def _ahead(task: Impressions, frame: pl.DataFrame, users: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """float32 [n, heads]: the labels of heads that lie ahead."""
+    found = np.zeros((frame.height, len(task.ahead)), np.float32)
+    for k, one in enumerate(task.ahead):
+        amounts = _of_row(one.column, frame, (), "Ahead.column").numbers("Ahead.column")
+        times = times_of(frame, "Impressions.ahead")
+        found[:, k] = sums_ahead(users, times, np.maximum(amounts, 0), part, one.seconds)
+    return found
+
+
+def _by_size(
+    domain: np.ndarray, part: np.ndarray, names: Sequence[str], first: Sequence[str]
+) -> tuple[np.ndarray, list[str]]:
+    """The domains numbered by their training rows, most first, after those that come `first` whatever they have; one
+    that has none gets the number after all others."""
     count = np.bincount(domain[part == TRAIN], minlength=len(names) + 1)[: len(names)]
-    known = [k for k in sorted(range(len(names)), key=lambda k: (-int(count[k]), names[k])) if count[k]]
+    by_size = sorted(range(len(names)), key=lambda k: (-int(count[k]), names[k]))
+    known = [*first, *(names[k] for k in by_size if count[k] and names[k] not in first)]
     number = np.full(len(names) + 1, len(known))
-    number[known] = np.arange(len(known))
-    return number[domain].astype(np.int32), [names[k] for k in known]
+    for k, name in enumerate(names):
+        number[k] = known.index(name) if name in known else len(known)
+    return number[domain].astype(np.int32), known
 
 
 def _sides(task: Impressions, log: ImpressionLog, frame: pl.DataFrame) -> list[SideTable]:
@@ -262,9 +286,11 @@ def _schema(encoder: FieldEncoder, made: Mapping[str, Column]) -> tuple[Field, .
 def _heads(task: Impressions, rows: Rows) -> dict[str, Any]:
     """What each head asks, how many training rows tell and what share of them is positive."""
     found = {}
-    for k, (head, rule) in enumerate(task.labels.items()):
+    values = {one.name: one.rule for one in task.ahead}
+    for k, (head, rule) in enumerate({**task.labels, **values}.items()):
         told = rows.labels[(rows.part == TRAIN) & (rows.labels[:, k] >= 0), k]
         found[head] = {"rule": rule, "rows": len(told), "rate": float(told.mean()) if len(told) else 0.0}
+        found[head] |= {"kind": "value"} if head in values else {}
     return found
 
 
@@ -275,11 +301,22 @@ def _counts(rows: Rows, at: Mapping[str, np.ndarray], logged: int, unfound: int)
     return {**counts, "log": {"rows": logged, "negatives_not_found": unfound}}
 
 
-def _hash_of(made: Mapping[str, Column], rows: np.ndarray) -> str:
-    """16 hexadecimal digits of whose rows these are, of which item, with which labels, and in which order."""
+def _span(made: Mapping[str, Column], rows: np.ndarray) -> list[int]:
+    """The first and the last second of these rows; nothing where rows have no times."""
+    if "time" not in made:
+        return []
+    times = made["time"].values[rows]
+    return [int(times.min()), int(times.max())]
+
+
+def _hash_of(rows: Rows, users: np.ndarray, items: np.ndarray) -> str:
+    """16 hexadecimal digits of whose rows these are, of which item, with which labels, and in which order.
+
+    Users and items by their numbers in the log, so that tasks of other training rows on a log can ask the same.
+    """
     digest = hashlib.sha256()
-    for name in ("user_index", "items", "labels"):
-        digest.update(_taken(made[name], rows).values.astype("<f8").tobytes())
+    for values in (users[rows.log], items, rows.labels):
+        digest.update(values.astype("<f8").tobytes())
     return digest.hexdigest()[:16]
 
 

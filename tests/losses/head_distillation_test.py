@@ -181,6 +181,32 @@ def test_with_the_trunk_stopped_it_keeps_the_baseline_s_gradients() -> None:
     same(without(trained(ranker(CLICK, stopped), shifted), "head_soft"), baseline)
 
 
+def test_who_said_it_is_a_metric() -> None:
+    told = batch() | {"teacher/version": jnp.full(B, 7.0).at[:4].set(jnp.nan)}
+    told["teacher/click"] = told["teacher/click"].at[:4].set(jnp.nan)
+    got = TeacherDistillation(head="click")({"logit/soft": jnp.zeros(B)}, told, {}, jax.random.key(0))
+    total, weight = got.metrics["version"]
+    np.testing.assert_allclose(total / weight, 7.0, rtol=1e-6)
+
+
+def test_a_teacher_that_says_too_much_reaches_the_head_that_is_served_through_the_trunk_alone() -> None:
+    """A constant on all its logits: in one step of plain descent only the trunk and the taught head are moved by it."""
+    objectives: list[Objective] = [HARD, TeacherDistillation(head="click")]
+
+    def after(shift: float, stop: bool) -> Params:
+        soft = Head(name="soft", beside="click", stop_gradient=stop)
+        model = ranker(CLICK, soft)
+        step = jax.jit(make_train_step(model, objectives, optax.sgd(0.1), seed=0))
+        told = batch() | {"teacher/click": batch()["teacher/click"] + shift}
+        return step(state.create(model.init(jax.random.key(0)), optax.sgd(0.1)), told, {})[0].params
+
+    plain, shifted = after(0.0, False), after(3.0, False)
+    same(plain["head_click"], shifted["head_click"])
+    for name in ("interaction", "table", "head_soft"):
+        assert differs({name: plain[name]}, {name: shifted[name]}), name
+    same(without(after(0.0, True), "head_soft"), without(after(3.0, True), "head_soft"))
+
+
 def test_a_ramp_grows_from_nothing() -> None:
     out = {"logit/click": jnp.zeros(B), "logit/soft": jnp.ones(B)}
     whole = SelfDistillation(head="click")(out, batch(), {"step": jnp.int32(0)}, jax.random.key(0)).total
