@@ -35,9 +35,10 @@ def initialize() -> Cluster:
 
     Raises `ConfigError` when flags or variables say half, and `ClusterError` when processes are missing or differ.
     """
+    if jax.distributed.is_initialized():  # by us, or by a launcher such as Ray
+        here, count = jax.process_index(), jax.process_count()
+        return Cluster(source="jax", why="the processes are joined already", processes=count, process=here)
     cluster = decide()
-    if jax.distributed.is_initialized():
-        return cluster
     if os.environ.get("JAX_PLATFORMS") == "proxy":
         import pathwaysutils  # pyright: ignore[reportMissingImports]
 
@@ -47,6 +48,8 @@ def initialize() -> Cluster:
     _say(str(cluster))
     seconds = float(os.environ.get("RECJAX_START_TIMEOUT", _SECONDS))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # jax's own service would swallow SIGTERM, which `core.interruption` heeds.
+    jax.config.update("jax_enable_preemption_service", False)
     if cluster.ask_jax:
         jax.distributed.initialize(initialization_timeout=int(seconds))
     else:

@@ -280,8 +280,9 @@ def main() -> int:
 
     begun = time.monotonic()
     soak = Soak(folder, seed=args.seed, steps=args.steps, cache=args.cache or folder / "cache")
-    soak.finish(folder / "warm")  # compiles; the next one says how long a start takes
-    soak.startup = 0.0
+    if args.kills > 10:  # a first one compiles; the next says how long a start takes
+        soak.finish(folder / "warm")
+        soak.startup = 0.0
     soak.finish(folder / "plain")
     want, rounds = soak.end_of(folder / "plain"), 0
     preparing = 0 if args.cache else args.preparing

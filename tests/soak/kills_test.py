@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("kills.py")
 
 @pytest.mark.usefixtures("tiny_gin")  # has prepared the same examples
 def test_a_few_kills_change_nothing(tmp_path: Path, recjax_cache: Path) -> None:
-    words = ["--kills=3", "--seed=1", "--steps=12", "--pairs=0", f"--cache={recjax_cache}", f"--folder={tmp_path}"]
+    words = ["--kills=3", "--seed=1", "--steps=8", "--pairs=0", f"--cache={recjax_cache}", f"--folder={tmp_path}"]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *words],
         capture_output=True,
