@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from recjax import cli, trained
-from recjax.core.errors import BundleError
+from recjax.core.errors import BundleError, ConfigError
 from recjax.core.folder import hash_of, new_folder, write_manifest
 from recjax.core.module import Functional, Params
 from recjax.core.state import from_paths
@@ -164,19 +164,27 @@ def _write_prompts(
 
 
 def export_run(
-    run: trained.Trained, out: str | os.PathLike[str], *, name: str = "", max_k: int = 100, sample_users: int = 0
+    run: trained.Trained,
+    out: str | os.PathLike[str],
+    *,
+    name: str = "",
+    max_k: int = 100,
+    sample_users: int = 0,
+    domain: str = "",
 ) -> Path:
     """`export_bundle` of a finished run as its recipe says, with `sample_users` histories of its test split to show.
 
     A model that is judged by label words has a score bundle instead (`recjax.export_score`), and a ranker of rows a
-    rank bundle (`recjax.export_rank`).
+    rank bundle (`recjax.export_rank`), of one `domain` where that is named.
     """
     assembly, recipe = run.assembly, run.assembly.recipe
     told: dict[str, Any] = {"name": name or recipe.name, "recipe": recipe.name, "step": run.step}
     if isinstance(recipe.evaluation, LabelEvaluation):
         return export_score_run(assembly, run.params, out, checkpoint=str(run.checkpoint), **told)
     if isinstance(recipe.evaluation, RankerEvaluation):
-        return export_ranker_run(assembly, run.params, out, checkpoint=str(run.checkpoint), **told)
+        return export_ranker_run(assembly, run.params, out, checkpoint=str(run.checkpoint), domain=domain, **told)
+    if domain:
+        raise ConfigError("only a ranker of rows has domains", where=f"--domain {domain}")
     prompts, titled = assembly.prompts, assembly.examples[0]
     logs = [e for e in assembly.examples if e.text_vocab is None]
     searched = [e for e in assembly.examples if e.text_vocab is not None] if prompts else []
@@ -247,8 +255,11 @@ def main(argv: list[str]) -> int:
     flags.add_argument(
         "--sample_users", type=int, default=0, metavar="N", help="histories of the test split to show (default none)"
     )
+    flags.add_argument("--domain", default="", help="merge the adapters of this domain into the backbone of a ranker")
     run, args = trained.from_command_line(flags, argv)
-    path = export_run(run, args.out, name=args.name, max_k=args.max_k, sample_users=args.sample_users)
+    path = export_run(
+        run, args.out, name=args.name, max_k=args.max_k, sample_users=args.sample_users, domain=args.domain
+    )
     print(f"{path}: step {run.step} of {run.assembly.recipe.name}; recjax serve --bundle {path}")
     return 0
 

@@ -30,12 +30,15 @@ from typing import Any
 import numpy as np
 
 from recjax import cli, command
+from recjax.account import account
 from recjax.arms import Arm, arms_table, compare_arms, groups
 from recjax.core.config import Snapshot
 from recjax.core.errors import INTERRUPTED, ConfigError, UnservableError
 from recjax.core.flags import Flags, find_file, parse_argv, recipe_files
-from recjax.core.writer import environment, read_metrics
+from recjax.core.writer import MANIFEST, environment, read_metrics
+from recjax.curves import curves_tables
 from recjax.data.examples import Examples
+from recjax.data.pipeline import Feed
 from recjax.evaluate import evaluate_run, show
 from recjax.export import export_run
 from recjax.infer import infer_run
@@ -84,14 +87,18 @@ class Stage:
             "seed": self.seed,
             "steps": self.outcome.step,
             "best_step": self.outcome.best_step,
-            f"valid_{self.recipe.checkpoints.metric}": None if self.outcome.best is None else number(self.outcome.best),
+            f"valid_{self.recipe.best_metric()}": None if self.outcome.best is None else number(self.outcome.best),
             **{
                 f"test_{name}": number(values[name])
-                for name in ("recall@10", "ndcg@10", "auc", "nll")
+                for name in ("recall@10", "ndcg@10", "auc", "weighted_auc", "grouped_auc", "log_loss", "nll")
                 if name in values
             },
             **({} if self.targets_seen is None else {"targets_seen": f"{self.targets_seen:.1%}"}),
+            **account(
+                self.workdir, targets=self.outcome.step * self.recipe.feed.batch_size * self.recipe.feed.row_length
+            ),
             "training": f"{self.outcome.seconds / 60:.1f} min" if self.outcome.seconds >= 1 else "done before",
+            **_adapters(self.workdir),
         }
 
 
@@ -146,8 +153,24 @@ def run(
         facts=facts,
         curve=read_metrics(last[0].workdir / "metrics.jsonl"),
         stages=[stage.row() for stage in stages],
+        curves=curves_tables(_records(stages)),
     )
     return write_report(workdir, report), last
+
+
+def _adapters(workdir: Path) -> dict[str, str]:
+    """How large the adapters of all domains together are beside the dense layers, where there are any."""
+    counts = json.loads((workdir / MANIFEST).read_text(encoding="utf-8")).get("parameters", {})
+    share = counts["adapters"] / counts["backbone"] if "adapters" in counts else 0
+    return {"adapters": f"{share:.1%} of the backbone"} if share else {}
+
+
+def _records(stages: Sequence[Stage]) -> dict[str, list[list[dict[str, float]]]]:
+    """For each of several stages what its seeds logged."""
+    found: dict[str, list[list[dict[str, float]]]] = {}
+    for stage in stages:
+        found.setdefault(stage.name, []).append(read_metrics(stage.workdir / "metrics.jsonl"))
+    return found if len(found) > 1 else {}
 
 
 def _stage(
@@ -179,7 +202,7 @@ def _stage(
         workdir=place,
         outcome=outcome,
         results=results,
-        targets_seen=_targets_seen(recipe, cache) if header.role == "arm" else None,
+        targets_seen=_targets_seen(recipe, cache) if header.role == "arm" and isinstance(recipe.feed, Feed) else None,
     )
 
 
@@ -229,7 +252,8 @@ def _arms(stages: Sequence[Stage]) -> list[Arm]:
         mine = [stage for stage in stages if stage.name == name]
         for task in mine[0].results:
             results = {stage.seed: stage.results[task] for stage in mine}
-            found.append(Arm(name=name, title=mine[0].header.title, results=results))
+            header = mine[0].header
+            found.append(Arm(name=name, title=header.title, results=results, against=header.against))
     return found
 
 
