@@ -66,7 +66,7 @@ def joined(logs: Sequence[tuple[str, ImpressionLog]], shared: Sequence[str]) -> 
 def _apart(frame: pl.DataFrame, name: str, shared: Sequence[str]) -> pl.DataFrame:
     """Ids that are not shared with the name of the folder before them."""
     own = [column for column in IDS if column in frame.columns and column not in shared]
-    return frame.with_columns(pl.lit(f"{name}/") + pl.col(own).cast(pl.String)) if own else frame
+    return frame.with_columns((pl.lit(f"{name}/") + pl.col(c).cast(pl.String)).alias(c) for c in own)
 
 
 def _id(frame: pl.DataFrame) -> str:
