@@ -34,6 +34,7 @@ import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -147,16 +148,23 @@ class Load:
         return replies
 
     async def reload(
-        self, requests: Callable[[], Asked], rate: float, seconds: float, appear: Callable[[], None]
+        self,
+        requests: Callable[[], Asked],
+        rate: float,
+        seconds: float,
+        appear: Callable[[], None],
+        connections: int = 16,
     ) -> list[Reply]:
-        """Phase 4: after a third of the time `appear` puts the new version there."""
+        """Phase 4: after a third of the time `appear` puts the new version there, and two minutes is the end of it."""
         self.truth.by_step.clear()
-        asking = asyncio.create_task(
-            self.ask(requests, fine=lambda status: status == 200, connections=16, rate=rate, seconds=seconds)
-        )
-        await asyncio.sleep(seconds / 3)
+        how: dict[str, Any] = {"fine": lambda status: status == 200, "connections": connections, "rate": rate}
+        replies = await self.ask(requests, **how, seconds=seconds / 3)
         await asyncio.to_thread(appear)
-        replies = await asking
+        for _ in range(120):
+            if len(self.truth.by_step) == 2:
+                break
+            replies += await self.ask(requests, **how, seconds=1.0)
+        replies += await self.ask(requests, **how, seconds=seconds / 3)
         steps = ", ".join(f"{count:,} by step {step}" for step, count in sorted(self.truth.by_step.items()))
         self.lines.append(f"A newer bundle under {rate:,.0f} requests a second: {counted(replies)}; answered {steps}.")
         if len(self.truth.by_step) != 2:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ from recjax.serve.stored import WEIGHTS_FILE, load_function, load_weights
 SIGNATURES = {layout.FUNCTION: "serving_default", layout.FILTERED: "filtered"}
 EXTRA = "assets.extra"
 TOLERANCE = 1e-5
+_COMPOSITE = re.compile(r'stablehlo\.composite "[^"]+" (%[^{]*?) \{.*?decomposition = (@[\w.]+).*?\} : \(')
 
 
 def export_saved_model(bundle_path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
@@ -90,7 +92,7 @@ def _function(tf: Any, bundle: Bundle, module: Any, name: str) -> Any:
     version = stablehlo.get_version_from_compatibility_requirement(age)
     attributes = {
         "version": exported.calling_convention_version,
-        "module": stablehlo.serialize_portable_artifact_str(exported.mlir_module(), version),
+        "module": stablehlo.serialize_portable_artifact_str(called(exported.mlir_module()), version),
         "platforms": [platform.upper() for platform in exported.platforms],
         "Tout": [tf.as_dtype(aval.dtype) for aval in exported.out_avals],
         "Sout": [[n if isinstance(n, int) else None for n in aval.shape] for aval in exported.out_avals],
@@ -104,6 +106,14 @@ def _function(tf: Any, bundle: Bundle, module: Any, name: str) -> Any:
 
     specs = [tf.TensorSpec(shape, dtype, name=key) for key, (dtype, shape) in inputs_of(bundle, name).items()]
     return tf.function(answer, input_signature=specs, autograph=False)
+
+
+def called(text: str) -> str:
+    """A module in which composites, such as the best k of a row, are calls of the functions they stand for.
+
+    TensorFlow fills in the sizes of a batch through calls, and not through composites.
+    """
+    return _COMPOSITE.sub(r"func.call \2(\1) : (", text)
 
 
 def _compare(loaded: Any, bundle: Bundle) -> None:

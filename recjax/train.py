@@ -29,6 +29,7 @@ from recjax.core.config import Snapshot
 from recjax.core.errors import INTERRUPTED, CheckpointError, ConfigError, TrainingError
 from recjax.core.interruption import Stop, is_sound
 from recjax.core.optim import eval_params, learning_rate
+from recjax.core.remote import refuse_url
 from recjax.core.state import TrainState
 from recjax.core.warm_start import WarmStart
 from recjax.core.writer import LateMetrics, RunWriter, StepMetrics
@@ -109,8 +110,10 @@ def train(
 
     `initial` says where the parameters of a fresh run come from, instead of the recipe; `profile` is a range of steps
     to trace into `workdir/profile`; `words` is the command line for the manifest; `devices` are used instead of all.
-    Raises `TrainingError` when the loss is not a number, `CheckpointError` when a checkpoint is of another model.
+    Raises `TrainingError` when the loss is not a number, `CheckpointError` when a checkpoint is of another model,
+    `ConfigError` for a `workdir` at a URL.
     """
+    refuse_url(workdir, "workdir", error=ConfigError)
     examples = ensure_prepared(recipe.mixture, cache)
     run = _Run(Assembly(recipe, examples, devices), workdir, profile)
     with (

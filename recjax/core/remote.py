@@ -46,6 +46,17 @@ def url_of(path: str | os.PathLike[str]) -> str:
     return f"{found[1]}://{found[2].rstrip('/')}"
 
 
+def refuse_url(path: str | os.PathLike[str], what: str, *, error: type[RecjaxError]) -> None:
+    """Raise `error` for what has to be a folder of this machine, before `Path` makes a strange one of it."""
+    if is_url(path):
+        raise error(
+            f"the {what} cannot be at a URL",
+            where=url_of(path),
+            expected="a folder of this machine, or one that is mounted",
+            mend="mount the bucket (gcsfuse, mountpoint-s3); data directories, artifacts and bundles may be at URLs",
+        )
+
+
 def here(
     path: str | os.PathLike[str], *, error: type[RecjaxError], cache: str | os.PathLike[str] | None = None
 ) -> Path:

@@ -216,3 +216,7 @@ def test_a_path_that_went_through_pathlib_is_still_a_url() -> None:
     assert remote.url_of(Path("s3://shop/models/1")) == "s3://shop/models/1" == remote.url_of("s3://shop/models/1/")
     assert not remote.is_url("/data/shop") and not remote.is_url("shop") and not remote.is_url("C:/shop")
     assert json.dumps(str(remote.here("/data", error=DataError))) == '"/data"'
+    remote.refuse_url("/data", "workdir", error=DataError)
+    with pytest.raises(DataError, match="workdir cannot be at a URL") as raised:
+        remote.refuse_url(Path("gs://shop/runs"), "workdir", error=DataError)
+    assert "gs://shop/runs" in str(raised.value)

@@ -78,7 +78,7 @@ def test_under_load_every_answer_is_right_or_a_refusal(searcher, tools, tmp_path
         async def phases():
             fuzzed = await load.ask(fuzzer.any, connections=3, count=250)
             crowd = await load.ask(both, connections=40, count=240)
-            moving = await load.reload(both, 15.0, 4.0, lambda: (tmp_path / ".2").rename(tmp_path / "2"))
+            moving = await load.reload(both, 15.0, 3.0, lambda: (tmp_path / ".2").rename(tmp_path / "2"), connections=4)
             odd = (b"GET\r\n\r\n", b"\x16\x03\x01", b"POST /v1/search HTTP/1.1\r\ncontent-length: x\r\n\r\n")
             return fuzzed, crowd, moving, [await raw(port, data) for data in odd]
 
