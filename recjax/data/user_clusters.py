@@ -28,7 +28,7 @@ def user_clusters(
     matrix.data[:] = 1.0
     common = np.asarray(matrix.sum(axis=0)).ravel()
     matrix = sparse.csr_matrix(matrix[active] @ sparse.diags(np.log1p(len(active) / np.maximum(common, 1))))
-    vectors = _reduced(matrix, min(width, min(matrix.shape) - 1), seed)
+    vectors = _reduced(matrix, min(width, len(active) - 1, items - 1), seed)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     found[active] = _means(vectors, min(clusters, len(active)), np.random.default_rng(seed))
     return found
