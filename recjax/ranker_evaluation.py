@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -24,8 +24,8 @@ from recjax.core.sharding import Mesh
 from recjax.data.examples import Examples
 from recjax.data.rows_feed import RowReader, held_rows
 from recjax.data.sampled import HeldExamples
-from recjax.metrics.binary import corrected
-from recjax.ranker_metrics import METRICS, Judged, calibration_task, grouped, judged
+from recjax.metrics.binary import corrected, deciles
+from recjax.ranker_metrics import METRICS, OF_REQUESTS, OF_ROW, Judged, calibration_task, grouped, judged
 from recjax.ranking import fetch, run_late
 from recjax.results import Result, System
 from recjax.slices import Task
@@ -45,7 +45,8 @@ class RankerEvaluation:
     `head` is the head whose metrics have plain names (none named: the first); runs are compared by its `main`. Rows are
     told apart by how many training rows their user and their item have: up to each number of `known`, and more. The
     baselines are rates of training, those of an item or user with `prior` rows of the overall rate added. `max_rows`
-    evaluates a fixed sample, drawn by `seed` (None: all). Intervals are from `bootstrap_samples` resamples of users.
+    evaluates a fixed sample, drawn by `seed` (None: all). `value_form` says what the outputs of heads of numbers stand
+    for (`losses.binary_heads.ValueHead`). Intervals are from `bootstrap_samples` resamples of users.
     """
 
     batch_size: int = 4096
@@ -56,6 +57,7 @@ class RankerEvaluation:
     max_rows: int | None = None
     bootstrap_samples: int = 1000
     main: str = "auc"
+    value_form: Literal["log1p", "poisson"] = "log1p"
     seed: int = 0
 
     k: ClassVar[tuple[int, ...]] = ()
@@ -104,7 +106,9 @@ class RankerEvaluator:
         has_domains = bool(examples.manifest["domains"])
         domain = self.reader.column("domain") if has_domains else None
         request = self.reader.column("request") if examples.manifest["has_requests"] else None
-        self.rows = Judged(self.heads, label, user, len(self.user_index), domain, request)
+        about = examples.manifest["heads"]
+        self._values = {head: config.value_form for head in self.heads if about[head].get("kind") == "value"}
+        self.rows = Judged(self.heads, label, user, len(self.user_index), domain, request, self._values)
         self._step = jax.jit(lambda params, batch: self._logits(model, params, batch))
 
     def __call__(self, params: Params) -> System:
@@ -115,24 +119,26 @@ class RankerEvaluator:
 
     def scores(self, params: Params, split: str = "", *, correct: bool = True) -> dict[str, np.ndarray]:
         """float64 [n] for each head: the logits of all rows of a split (that of the evaluation when not told),
-        corrected for negatives that were left out of training unless told not to."""
+        corrected for negatives that were left out of training unless told not to; and what else the model says of
+        rows, under names that begin with `OF_ROW`."""
         reader = self.reader if split in ("", self.split) else self._reader(split)
-        found = {head: np.full(len(reader), np.nan) for head in self.heads}
+        found: dict[str, np.ndarray] = {}
         place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         batches = held_rows(reader, batch_size=self._batch_size(), **place)
         with self.mesh.activate() if self.mesh else contextlib.nullcontext():
             for start, (_, logits) in enumerate(run_late(lambda b: self._score(params, b[1]), batches)):
                 at = start * self._batch_size()
-                for head in self.heads:
+                for head in logits:
                     part = fetch(logits[head])[: len(reader) - at]
-                    found[head][at : at + len(part)] = part
+                    found.setdefault(head, np.full(len(reader), np.nan))[at : at + len(part)] = part
         for head, values in found.items():
             if not np.isfinite(values).all():
                 raise TrainingError(
                     f"the model's output {head} is not a number for {int((~np.isfinite(values)).sum())} rows",
                     mend="evaluate an earlier checkpoint, or lower the learning rate and train again",
                 )
-        return {head: corrected(z, self._keep) if correct else z for head, z in found.items()}
+        shifts = set(self.heads) - set(self._values) if correct else set()
+        return {name: corrected(z, self._keep) if name in shifts else z for name, z in found.items()}
 
     def assess(self, params: Params, protocol: Mapping[str, Any]) -> Result:
         """The model beside the baselines; `protocol` adds to the protocol block."""
@@ -149,13 +155,20 @@ class RankerEvaluator:
             **{
                 name: manifest.get(name) for name in ("task", "simulated", "split_rule", "tie_rule", "heads", "domains")
             },
-            **{name: manifest.get(name) for name in ("negatives", "keep_negatives", "events", "grouped_by")},
+            **{
+                name: manifest.get(name)
+                for name in ("negatives", "held_negatives", "keep_negatives", "events", "grouped_by")
+            },
             "split": self.split,
             "seen": "every row of the split",
             "target_time_used": False,
             "sampled_candidates": 0,
             "k": [],
-            "metrics": list(METRICS[:4]),
+            "metrics": [
+                *METRICS[:5],
+                *(METRICS[6:8] if manifest["domains"] else ()),
+                *(OF_REQUESTS if self.rows.request is not None else ()),
+            ],
             "rows": len(self.reader),
             "users": len(self.user_index),
             "max_rows": config.max_rows,
@@ -198,6 +211,12 @@ class RankerEvaluator:
             counts = np.bincount(trained, minlength=int(asked.max(initial=0)) + 1)[asked]
             about = f"By how many training rows the {what} of a row has; each metric over these rows alone"
             found[f"known_{what}s"] = grouped(self.rows, logits, np.searchsorted(bounds, counts), names, about)
+        if self.examples.manifest["times"]:
+            time = self.reader.column("time").astype(np.float64)
+            quarter = deciles(time, bins=4)
+            names = [f"quarter {k + 1}" for k in range(4)]
+            about = "By when a row happened, quarters of the rows in order of time; each metric over these rows alone"
+            found["periods"] = grouped(self.rows, logits, quarter, names, about)
         found["tenths"] = calibration_task(self.rows, {MODEL: logits[MODEL]})
         return found
 
@@ -207,16 +226,24 @@ class RankerEvaluator:
         for head in self.heads:
             label = labels[:, train.heads.index(head)].astype(np.float64)
             known, label = label >= 0, np.maximum(label, 0)
-            rate = (label[known].sum() + 0.5) / (known.sum() + 1)
-            share = np.full(len(self.reader), rate)
-            if name != "rate":
-                column = {"item_rate": "items", "user_rate": "user_index"}[name]
-                trained, asked = (_numbers(reader, column) for reader in (train, self.reader))
-                size = int(max(trained.max(initial=0), asked.max(initial=0))) + 1
-                shown, positive = (np.bincount(trained, x, minlength=size)[asked] for x in (known, label))
-                share = (positive + self.config.prior * rate) / (shown + self.config.prior)
+            if head in self._values:
+                mean = self._usual(train, name, np.log1p(label), known, offset=0.0)
+                found[head] = mean if self.config.value_form == "log1p" else np.log(np.maximum(np.expm1(mean), 1e-6))
+                continue
+            share = self._usual(train, name, label, known, offset=0.5)
             found[head] = corrected(np.log(share) - np.log1p(-share), self._keep)
         return found
+
+    def _usual(self, train: RowReader, name: str, label: np.ndarray, known: np.ndarray, *, offset: float) -> np.ndarray:
+        """The mean label of training for every row: that of all rows, of its item or of its user."""
+        rate = (label[known].sum() + offset) / (known.sum() + 2 * offset)
+        if name == "rate":
+            return np.full(len(self.reader), rate)
+        column = {"item_rate": "items", "user_rate": "user_index"}[name]
+        trained, asked = (_numbers(reader, column) for reader in (train, self.reader))
+        size = int(max(trained.max(initial=0), asked.max(initial=0))) + 1
+        shown, summed = (np.bincount(trained, x * known, minlength=size)[asked] for x in (known, label))
+        return (summed + self.config.prior * rate) / (shown + self.config.prior)
 
     def _asked(self) -> str:
         """A hash of the rows and their labels: models that are told other fields of them compare."""
@@ -239,13 +266,14 @@ class RankerEvaluator:
     def _logits(self, model: Functional, params: Params, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         out = model.apply(params, batch, train=False, key=None)
         missing = [head for head in self.heads if f"logit/{head}" not in out]
+        more = {name: x for name, x in out.items() if name.startswith(OF_ROW)}
         if missing:
             raise ConfigError(
                 f"the model has no head {', '.join(missing)}",
                 where="the heads of the model",
                 expected=f"those of the task: {', '.join(self.heads)}",
             )
-        return {head: out[f"logit/{head}"] for head in self.heads}
+        return {head: out[f"logit/{head}"] for head in self.heads} | more
 
 
 def _numbers(reader: RowReader, column: str) -> np.ndarray:

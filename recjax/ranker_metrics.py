@@ -18,20 +18,27 @@ from recjax.metrics.binary import (
 )
 from recjax.metrics.calibration import calibration_error
 from recjax.metrics.requests import request_metrics_by_user
+from recjax.metrics.values import deviance_by_user, predicted_values, rmse_by_user
 from recjax.results import System
 from recjax.slices import Group, Task
 
+_CUTOFF = 10
+OF_REQUESTS = (f"request_ndcg@{_CUTOFF}", f"request_recall@{_CUTOFF}", "request_mrr")
 METRICS = (
     *("auc", "grouped_auc", "log_loss", "normalised_entropy", "calibration", "calibration_error"),
-    *("weighted_auc", "domain_auc", "request_ndcg@10", "request_mrr"),
+    *("weighted_auc", "domain_auc", *OF_REQUESTS),
+    *("nll", "recall@10"),
+    *("rmse", "deviance"),
 )
-_CUTOFF = 10
+# What a model says of a row besides logits; its mean over the positives of the first head is a metric.
+OF_ROW = "row/"
 _SHOWN = ("auc", "log_loss", "calibration")
 
 
 class Judged(NamedTuple):
     """Rows to be judged: labels [n, heads], -1 where unknown; the number of each row's user, 0 to `users` - 1; and the
-    numbers of its domain and of its request, where rows have any."""
+    numbers of its domain and of its request, where rows have any. `values` are the heads whose labels are numbers, and
+    what their outputs stand for (`metrics.values`)."""
 
     heads: tuple[str, ...]
     label: np.ndarray
@@ -39,12 +46,13 @@ class Judged(NamedTuple):
     users: int
     domain: np.ndarray | None = None
     request: np.ndarray | None = None
+    values: Mapping[str, str] = {}
 
     def take(self, rows: np.ndarray) -> tuple[Judged, np.ndarray]:
         """Some rows with their users numbered anew, and which users of these those are."""
         found, which = np.unique(self.user[rows], return_inverse=True)
         domain, request = (None if x is None else x[rows] for x in (self.domain, self.request))
-        return Judged(self.heads, self.label[rows], which, len(found), domain, request), found
+        return Judged(self.heads, self.label[rows], which, len(found), domain, request, self.values), found
 
 
 def judged(rows: Judged, logits: Mapping[str, np.ndarray], *, seconds: float = 0.0) -> System:
@@ -52,6 +60,12 @@ def judged(rows: Judged, logits: Mapping[str, np.ndarray], *, seconds: float = 0
     where there are several, also `<head>/<metric>`."""
     by_user: dict[str, np.ndarray] = {}
     values: dict[str, float] = {}
+    positive = rows.label[:, 0] >= 0.5
+    many = np.bincount(rows.user[positive], minlength=rows.users).astype(np.float64)
+    for name in (n for n in logits if n.startswith(OF_ROW)):
+        sums = np.bincount(rows.user[positive], logits[name][positive], minlength=rows.users)
+        by_user[name.removeprefix(OF_ROW)] = ratio_by_user(sums, many)
+    values |= {name: float(column.mean()) for name, column in by_user.items()}
     for number, head in enumerate(rows.heads):
         found, whole = head_metrics(rows, number, logits[head])
         for prefix in ([""] if not number else []) + ([f"{head}/"] if len(rows.heads) > 1 else []):
@@ -66,6 +80,13 @@ def head_metrics(rows: Judged, head: int, logit: np.ndarray) -> tuple[dict[str, 
     known = rows.label[:, head] >= 0
     label, z = rows.label[known, head].astype(np.float64), logit[known].astype(np.float64)
     user, users, positive = rows.user[known], rows.users, rows.label[known, head] >= 0.5
+    if form := rows.values.get(rows.heads[head]):
+        predicted = predicted_values(z, form)
+        return {
+            "rmse": rmse_by_user(predicted, label, user, users),
+            "deviance": deviance_by_user(predicted, label, user, users),
+            "calibration": calibration_by_user(predicted, label, user, users),
+        }, {}
     loss, p = binary_log_losses(z, label), sigmoid(z)
     many = np.bincount(user, minlength=users).astype(np.float64)
     found = {
@@ -100,7 +121,7 @@ def grouped(
                 values[system], whole[system] = head_metrics(part, head_at, logits[head][known])
             title = f"{name}: {head}" if len(rows.heads) > 1 else name
             groups[f"{title} ({len(known):,} rows)"] = Group(user_index=users, values=values, whole=whole)
-    return Task(about=about, groups=groups, shown=_SHOWN)
+    return Task(about=about, groups=groups, shown=(*_SHOWN, *(OF_REQUESTS if rows.request is not None else ())))
 
 
 def calibration_task(rows: Judged, systems: Mapping[str, Mapping[str, np.ndarray]]) -> Task:

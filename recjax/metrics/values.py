@@ -24,10 +24,9 @@ def rmse_by_user(
 ) -> Float[np.ndarray, " u"]:
     """NaN without rows."""
     error = np.square(np.log1p(predicted) - np.log1p(value))
-    many = np.bincount(user, minlength=users).astype(np.float64)
-    square = ratio_by_user(np.bincount(user, error, minlength=users), many)
+    square = _mean_by_user(error, user, users)
     root = np.sqrt(np.maximum(square.mean(), 0))
-    return root + (square - square.mean()) / (2 * root) if root > 0 else np.zeros(users) + root
+    return root + (square - square.mean()) / (2 * root) if root > 0 else np.full(users, root)
 
 
 def deviance_by_user(
@@ -37,5 +36,10 @@ def deviance_by_user(
     mean = np.maximum(predicted, _LEAST)
     told = np.where(value > 0, value, 1)
     deviance = 2 * (value * (np.log(told) - np.log(mean)) - (value - mean))
-    many = np.bincount(user, minlength=users).astype(np.float64)
-    return ratio_by_user(np.bincount(user, deviance, minlength=users), many)
+    return _mean_by_user(deviance, user, users)
+
+
+def _mean_by_user(x: np.ndarray, user: np.ndarray, users: int) -> np.ndarray:
+    """The mean over rows; without any, `bincount` would give whole numbers."""
+    total, many = (np.bincount(user, w, minlength=users).astype(np.float64) for w in (x, np.ones(len(x))))
+    return ratio_by_user(total, many)

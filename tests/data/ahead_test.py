@@ -25,7 +25,7 @@ def test_sums_are_those_of_the_rows_that_follow_and_unknown_where_not_all_are_kn
 def test_a_log_of_nothing_and_labels_that_cannot_be() -> None:
     nothing = np.zeros(0, np.int64)
     assert len(sums_ahead(nothing, nothing, np.zeros(0), nothing, 10)) == 0
-    for wrong in ({"name": ""}, {"column": ""}, {"seconds": 0}):
+    for wrong in (lambda: Ahead(name=""), lambda: Ahead(column=""), lambda: Ahead(seconds=0)):
         with pytest.raises(ConfigError):
-            Ahead(**wrong)
+            wrong()
     assert Ahead().rule == "sum of rating over the next 86,400 seconds"

@@ -43,3 +43,9 @@ def test_a_rate_is_the_exponential_and_a_right_prediction_has_no_deviance() -> N
     exact = np.array([1.0, 5.0, 2.5])
     np.testing.assert_allclose(deviance_by_user(exact, exact, np.arange(3), 3), 0, atol=1e-12)
     np.testing.assert_array_equal(rmse_by_user(exact, exact, np.arange(3), 3), 0)
+
+
+def test_without_rows_there_is_no_number() -> None:
+    nothing = np.zeros(0)
+    for f in (rmse_by_user, deviance_by_user):
+        assert np.isnan(f(nothing, nothing, np.zeros(0, np.int64), 3)).all()

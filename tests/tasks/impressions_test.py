@@ -1,5 +1,6 @@
 """Rows with labels: splits, negatives, what was known before a row, and one code for training and serving."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,28 @@ def test_a_split_by_time_keeps_a_gap() -> None:
     work = task.work_on(log)
     bounds = {s: (column(work, "time", s).min(), column(work, "time", s).max()) for s in ("train", "valid", "test")}
     assert bounds == {"train": (0, 669), "valid": (700, 869), "test": (900, 999)}
+
+
+def test_a_split_by_time_within_users_holds_out_the_last_of_each() -> None:
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(5), [1, 4, 10, 40, 200])
+    times = rng.permutation(len(users)) // 2  # some rows share a second, a user's own too
+    log = log_of(user_id=users, item_id=times % 5, timestamp=times, label=times % 2)
+    task = Impressions(fields=(Categorical(columns="item_id"),), split="user_time", valid_fraction=0.2)
+    work = task.work_on(log)
+    at = {s: (column(work, "user_index", s), column(work, "time", s)) for s in ("train", "valid", "test")}
+    ids = work.users["user_id"].to_numpy()
+    for user in range(5):
+        train, valid, test = (when[ids[who] == user] for who, when in at.values())
+        rows = len(train) + len(valid) + len(test)
+        assert rows == (users == user).sum() and len(train)
+        assert max(train, default=-1) < min([*valid, *test], default=10**9) and max(valid, default=-1) < min(
+            test, default=10**9
+        )
+        assert abs(len(train) - np.ceil(0.7 * rows)) <= 1 and abs(len(test) - 0.1 * rows) <= 1.5
+    kept = dataclasses.replace(task, gap=10).work_on(log)
+    train, valid = (column(kept, "time", s)[ids[column(kept, "user_index", s)] == 4] for s in ("train", "valid"))
+    assert train.max() < valid.min() - 10
 
 
 def test_a_random_split_has_the_shares_in_every_domain_and_label() -> None:
