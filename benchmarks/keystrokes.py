@@ -1,6 +1,6 @@
 """Characters typed until what is searched for is among the first three: every prefix of a query is a request.
 
-    python benchmarks/keystrokes.py BUNDLE [--data DIR] [--searches 300] [--candidates 100]
+    python benchmarks/keystrokes.py BUNDLE [--data DIR | --events 20000] [--searches 300] [--candidates 100]
 
 BUNDLE is one of the recipe `unicorn`, DIR the data directory that it was trained on (the simulated world without).
 Searches are those of the last tenth of the requests in time; candidates are the target and items drawn, half of them
@@ -30,11 +30,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", default="")
+    parser.add_argument("--events", type=int, default=20_000, help="of the simulated world")
     parser.add_argument("--searches", type=int, default=300)
     parser.add_argument("--candidates", type=int, default=100)
     args = parser.parse_args()
     bundle = RankBundle(args.bundle)
-    log = requests_of(DataDir(path=args.data, simulate=World(searches=True)).load())
+    log = requests_of(DataDir(path=args.data, simulate=World(num_events=args.events, searches=True)).load())
     cut = np.sort(log["timestamp"].to_numpy())[int(log.height * 0.9)]
     held = log.filter((log["timestamp"] >= cut) & (log["task"] == "search"))
     held = held.sample(min(args.searches, held.height), seed=0)

@@ -1,7 +1,8 @@
 """How high the positives of a request stand among its candidates, where a request is a group of rows.
 
-Candidates go by score, equals in the order of the rows. A request without a positive counts nowhere. `..._by_user` give
-a metric linearised in the users, as `recjax.metrics.auc` does: users may have several requests.
+Candidates go by score, equals in an order drawn once: where positives come first, a constant must not win by it. A
+request without a positive counts nowhere. `..._by_user` give a metric linearised in the users, as `recjax.metrics.auc`
+does: users may have several requests.
 """
 
 import numpy as np
@@ -10,9 +11,14 @@ from jaxtyping import Bool, Float, Int
 from recjax.metrics.auc import ratio_by_user
 
 
+def order_of_equals(count: int) -> Int[np.ndarray, " n"]:
+    """A number for each row, by which rows of one score go; the same whenever there are so many rows."""
+    return np.random.default_rng(0).permutation(count)
+
+
 def ranks(scores: Float[np.ndarray, " n"], request: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Position of each row among those of its request, from 0 on."""
-    order = np.lexsort((-scores, request))
+    order = np.lexsort((order_of_equals(len(scores)), -scores, request))
     grouped = request[order]
     found = np.empty(len(order), np.int64)
     found[order] = np.arange(len(order)) - np.searchsorted(grouped, grouped)
