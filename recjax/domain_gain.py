@@ -19,7 +19,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     ranks = [_ranks(np.asarray(values, np.float64)) for values in (x, y)]
     if min(np.ptp(r) for r in ranks) == 0:
         return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def gain_table(found: Mapping[str, Any], metric: str = "auc") -> Table:

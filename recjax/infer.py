@@ -113,7 +113,8 @@ def infer(
         answers.write_answers(out, *_answers(model, params, examples, batch_size, mesh), recipe=recipe, step=step)
         return Path(out)
     if kind == "field_tables":
-        table, width = np.asarray(params["table"]), model.bind(params).table_width
+        bound: Any = model.bind(params)
+        table, width = np.asarray(params["table"]), bound.table_width
         write_tables(out, examples, table[:, :width], recipe=recipe, step=step)
         return Path(out)
     vocab = examples.vocab

@@ -77,6 +77,7 @@ class Impressions:
     left out, but counters and histories with `events` "all" are told of them. `held_out` is a rule for the rows that
     may be held out, which say where the cuts are; others are trained on before the first cut and left out after it.
     With `cuts` the valid and the test rows of a split by time begin at these shares of all rows of the log instead.
+    With `window_of` "user" both are shares of the rows of each user, in order of time.
 
     `domain` names the column of the domain of a row, its own or one that is joined. Domains are numbered by their
     training rows, those in `domains` before all others and in this order. `weight` is the column of its weight in
@@ -114,6 +115,7 @@ class Impressions:
     held_out: str = field(default="", metadata={LATER: True})
     window: tuple[float, float] = field(default=(0.0, 1.0), metadata={LATER: True})
     cuts: tuple[float, ...] = field(default=(), metadata={LATER: True})
+    window_of: str = field(default="log", metadata={LATER: True})
     domains: tuple[str, ...] = field(default=(), metadata={LATER: True})
     seed: int = 0
     name: str = "impressions"
@@ -125,7 +127,7 @@ class Impressions:
             raise ConfigError(f"Impressions.name = {self.name!r}", expected="letters, digits, _ and . only")
         if not self.fields or not self.labels:
             raise ConfigError("impressions without fields or labels", where="Impressions.fields, Impressions.labels")
-        for name, allowed in (("split", SPLITS), ("events", EVENTS)):
+        for name, allowed in (("split", SPLITS), ("events", EVENTS), ("window_of", ("log", "user"))):
             if getattr(self, name) not in allowed:
                 expected = " or ".join(map(repr, allowed))
                 raise ConfigError(f"Impressions.{name} = {getattr(self, name)!r}", expected=expected)
@@ -149,6 +151,8 @@ class Impressions:
         if self.cuts and not (len(self.cuts) == 2 and self.window[0] < self.cuts[0] < self.cuts[1] < self.window[1]):
             expected = "where valid and test begin, in this order and within the window"
             raise ConfigError(f"Impressions.cuts = {self.cuts}", expected=expected)
+        if self.window_of == "user" and (self.held_out or (self.cuts and self.gap)):
+            raise ConfigError('Impressions.held_out, or a gap, with window_of = "user"', expected='window_of = "log"')
         if (self.cuts or self.held_out) and self.split != "time":
             raise ConfigError(f'Impressions.cuts, held_out with the split "{self.split}"', expected='split = "time"')
         named = [*self.labels, *(one.name for one in self.ahead)]

@@ -61,6 +61,26 @@ def test_tasks_on_other_training_rows_ask_the_same() -> None:
     assert alone.facts["rows_hash"]["train"] != merged.facts["rows_hash"]["train"]
 
 
+def test_windows_of_users_cut_every_history_in_order_of_time() -> None:
+    early, late = (
+        work(window=w, window_of="user", cuts=c) for w, c in (((0.0, 0.6), (0.4, 0.5)), ((0.6, 1.0), (0.8, 0.9)))
+    )
+    rows = WORLD.tables().interactions.sort(["user_id", "timestamp"], maintain_order=True)
+    for user in set(column(early, "user_index", "train").tolist()):
+        ends = [
+            (made.raw[split]["time"].values[made.raw[split]["user_index"].values == user])
+            for made in (early, late)
+            for split in ("train", "valid", "test")
+        ]
+        ends = [times for times in ends if len(times)]
+        for before, after in zip(ends, ends[1:], strict=False):
+            assert before.max() <= after.min()
+    total = sum(len(column(made, "time", split)) for made in (early, late) for split in ("train", "valid", "test"))
+    assert total == rows.height
+    share = sum(len(column(early, "time", split)) for split in ("train", "valid", "test")) / total
+    assert abs(share - 0.6) < 0.02
+
+
 def test_domains_that_are_named_keep_their_numbers_whatever_they_have() -> None:
     plain = work()
     assert plain.facts["domains"] == ["site0", "site1"]  # by size
@@ -77,5 +97,7 @@ def test_what_cannot_be_says_so() -> None:
         Impressions(window=(0.5, 1.0), cuts=(0.4, 0.8))
     with pytest.raises(ConfigError, match='split "random"'):
         Impressions(held_out=ADS, split="random")
+    with pytest.raises(ConfigError, match="window_of"):
+        Impressions(held_out=ADS, window_of="user")
     with pytest.raises(DataError, match="no row is left"):
         work(only="domain == nowhere")
