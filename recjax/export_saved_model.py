@@ -18,7 +18,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -45,10 +45,10 @@ def export_saved_model(bundle_path: str | os.PathLike[str], out: str | os.PathLi
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise BundleError("a SavedModel needs TensorFlow", mend="pip install 'recjax[saved_model]'")
-    import tensorflow as tf
+    import tensorflow
 
-    bundle = Bundle(bundle_path)
-    module = tf.Module()
+    tf: Any = tensorflow
+    bundle, module = Bundle(bundle_path), tf.Module()
     module.weights = {
         name: tf.Variable(array, trainable=False)
         for name, array in load_weights(bundle.path, bundle.manifest["weights"]).items()
@@ -85,7 +85,7 @@ def _function(tf: Any, bundle: Bundle, module: Any, name: str) -> Any:
     from jax.extend.mlir.dialects import stablehlo
     from tensorflow.compiler.tf2xla.python import xla  # where jax2tf takes it from; tf.raw_ops does not show it
 
-    told = bundle.manifest
+    told, call = bundle.manifest, cast(Any, xla.call_module)
     exported = load_function(bundle.path, told["functions"][name], made_by=told["jax_version"])
     # As old a form as jax can write: a released TensorFlow is older than the jax that is released with it.
     age = stablehlo.StablehloCompatibilityRequirement.WEEK_12
@@ -101,7 +101,7 @@ def _function(tf: Any, bundle: Bundle, module: Any, name: str) -> Any:
     def answer(*given: Any) -> dict[str, Any]:
         flat = [*(module.weights[key] for key in sorted(module.weights)), *given]
         kept = [flat[at] for at in exported.module_kept_var_idx]
-        scores, rows = xla.call_module(kept, **attributes)
+        scores, rows = call(kept, **attributes)
         return {"scores": scores, "rows": rows}
 
     specs = [tf.TensorSpec(shape, dtype, name=key) for key, (dtype, shape) in inputs_of(bundle, name).items()]

@@ -31,7 +31,7 @@ class Clock:
         self._now, self._wall = now, date() - began  # of this start; measured by a clock that nobody sets
         self._first = self._mark = now()
         self._kept = kept
-        self._spent = dict.fromkeys((*STEP, *OTHER), 0.0)
+        self._spent: dict[str, float] = dict.fromkeys((*STEP, *OTHER), 0.0)
         self._steps, self._is_warm = 0, False
 
     def lap(self, kind: str) -> float:
