@@ -41,8 +41,8 @@ def to_ours(source: Path, out: Path, save: Save, assembly: Assembly | None = Non
     """Write the checkpoint of step 0 by `save(out, params, ...)`, and say what was done.
 
     Parameters are put together in files beside `out`, which are gone afterwards: reading needs the memory of one of
-    their arrays, writing what orbax copies, about twice the model. With an `assembly` tables have the rows of its
-    tokenizer. Raises `CheckpointError` with all that differs.
+    their arrays, writing that of two. With an `assembly` tables have the rows of its tokenizer. Raises
+    `CheckpointError` with all that differs.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:

@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 import recjax
-from recjax.core import saved
+from recjax.core import host_arrays, saved
 from recjax.core.errors import CheckpointError, ConfigError
 from recjax.core.module import Params
 from recjax.core.saved import Damaged, Record
@@ -119,6 +119,8 @@ class Checkpointer:
 
     def save(self, state: TrainState, *, iterator: Any = None, metrics: Mapping[str, float] | None = None) -> None:
         """Begin to save; returns when the arrays have been copied, so that they may be donated.
+
+        Those of numpy are not copied, and must stay as they are until `wait` (`core.host_arrays`).
 
         `iterator` is anything JSON can hold, and describes the data after `state.step` steps. Waits for the save
         before this one. A step that already has a checkpoint is not saved again.
@@ -261,7 +263,7 @@ def read_checkpoint(directory: str | os.PathLike[str], step: int | str, read: Ca
 def _writer() -> ocp.AsyncCheckpointer:
     # Errors reach the user as one `CheckpointError`; orbax logs each several times, with tracebacks.
     logging.getLogger("absl").addFilter(_not_from_orbax)
-    return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+    return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=host_arrays.handlers()))
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
