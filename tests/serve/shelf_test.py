@@ -196,9 +196,12 @@ def test_who_would_wait_too_long_is_turned_away_at_once(root):
         await batcher.start()
         batcher._call_seconds = 10.0  # of late
         bundle.gate.clear()
-        waiting = [asyncio.create_task(batcher.submit(bundle.encode(["a"]))) for _ in range(5)]
-        while batcher._queue.qsize() < 4:  # the fifth is with the model
-            await asyncio.sleep(0.01)
+        waiting = [asyncio.create_task(batcher.submit(bundle.encode(["a"])))]
+        while not batcher._thread._work_queue.qsize() and not batcher._thread._threads:
+            await asyncio.sleep(0.01)  # until it is with the model
+        waiting += [asyncio.create_task(batcher.submit(bundle.encode(["a"]))) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        assert batcher._queue.qsize() == 4
         with pytest.raises(RequestError, match="too many") as refused:
             await batcher.submit(bundle.encode(["a"]))
         bundle.gate.set()
