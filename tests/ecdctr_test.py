@@ -56,6 +56,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory, prepare_here: Callable[...,
     return folder
 
 
+@pytest.mark.heavy
 def test_what_crosses_is_everything_but_batch_norms(stages: Path, prepare_here: Callable[..., None]) -> None:
     cpm = assembled(recipe_of("6_cpm_alone", stages), prepare_here)
     recipe = recipe_of("10_cpm", stages)
@@ -88,6 +89,7 @@ def test_what_crosses_is_everything_but_batch_norms(stages: Path, prepare_here: 
     assert np.any(np.asarray(said[0]) != np.asarray(said[1]))
 
 
+@pytest.mark.heavy
 def test_a_start_that_has_seen_these_rows_is_refused(stages: Path, prepare_here: Callable[..., None]) -> None:
     recipe = recipe_of("10_cpm", stages)
     task = dataclasses.replace(impressions(recipe), window=(0.6, 1.0))
