@@ -110,7 +110,7 @@ GENRES = Field(name="genres", columns=("genres", "genre", "categories", "categor
 class Entity:
     """What is said of each row of a table: its fields in order, with "; " between them."""
 
-    fields: tuple[Field, ...] = (TITLE, GENRES)
+    fields: Sequence[Field] = (TITLE, GENRES)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", tuple(self.fields))
