@@ -64,7 +64,12 @@ def start(words: Sequence[str], told: Mapping[str, str], devices: int) -> subpro
 
 
 def all_of(running: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    said = [process.communicate(timeout=500) for process in running]
+    try:
+        said = [process.communicate(timeout=900) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
     return [(process.returncode, *both) for process, both in zip(running, said, strict=True)]
 
 
