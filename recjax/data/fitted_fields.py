@@ -23,6 +23,7 @@ from recjax.data.vocab import stable_hash
 
 _NOTHING = np.uint64(0x6E6F7468696E67)  # what a missing value counts as in a cross
 Columns = Mapping[str, Raw]
+_FEW, _SPELT = 4096, 65_536  # rows whose texts are looked up among those spelt before, and how many of these are kept
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,31 @@ class ManyRows:
     def __call__(self, columns: Columns) -> np.ndarray:
         """int32 [n, width]: rows of the shared table, 0 padded on the right."""
         column = _column(columns, self.column, self.shape.name)
-        column = column.words(self.words) if self.words else column.lists(self.separator)
+        if not self.words:
+            return self._rows(column.lists(self.separator))
+        return self._remembered(column) if len(column) <= _FEW else self._rows(column.words(self.words))
+
+    @functools.cached_property
+    def _spelt(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def _remembered(self, column: Raw) -> np.ndarray:
+        """The same for few rows: a server meets the same titles again and again, and spelling them takes long."""
+        codes, texts = column.keys
+        found = {text: self._spelt.get(text) for text in texts}
+        if new := [text for text, rows in found.items() if rows is None]:
+            plain = Raw(np.array(new, object), np.zeros(len(new), bool))
+            found |= zip(new, self._rows(plain.words(self.words)), strict=True)
+            if len(self._spelt) > _SPELT:
+                self._spelt.clear()
+            self._spelt.update((text, rows) for text in new if (rows := found[text]) is not None)
+        each = [rows for rows in found.values() if rows is not None]
+        rows = np.stack(each)[codes] if each else np.zeros((len(column), self.shape.width), np.int32)
+        rows[column.missing] = 0
+        rows[column.missing, 0] = self.shape.offset + MISSING
+        return rows
+
+    def _rows(self, column: Raw) -> np.ndarray:
         assert column.offsets is not None
         lengths = np.diff(column.offsets)
         kept = np.minimum(lengths, self.shape.width // len(self.codings))

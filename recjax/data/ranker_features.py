@@ -101,11 +101,13 @@ class RankerFeatures:
     def complete(self, columns: Mapping[str, Raw]) -> dict[str, Raw]:
         """Rows with all that is known of them: joined, imputed, counters that they lack as when the log ended."""
         complete = completed(columns, self.sides, self.rules)
-        if self.snapshots:
-            lists = {name: columns[name].lists(mark) for name, mark in self._listed.items() if name in columns}
-            columns = filled({**columns, **lists}, complete, self.snapshots)
-            complete = completed(columns, self.sides, self.rules)
-        return complete
+        if not self.snapshots:
+            return complete
+        lists = {name: columns[name].lists(mark) for name, mark in self._listed.items() if name in columns}
+        columns = filled({**columns, **lists}, complete, self.snapshots)
+        if any({rule.column, *rule.sources} & self.remembered.keys() for rule in self.rules):
+            return completed(columns, self.sides, self.rules)
+        return complete | {name: columns[name] for name in self.remembered}
 
     def store(self, columns: Mapping[str, Raw]) -> dict[str, np.ndarray]:
         """Rows as records (see `FieldEncoder.store`)."""

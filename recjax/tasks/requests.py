@@ -40,7 +40,7 @@ class Requests(Impressions):
     )
     imputation: Sequence[Impute] = UNICORN
     negatives: int = 4
-    held_negatives: int = 99
+    held_negatives: int | None = 99
     negative_power: float = 1.0
     negative_uniform: float = 0.5
     domain: str = TASK

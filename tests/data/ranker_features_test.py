@@ -134,3 +134,15 @@ def test_what_is_saved_is_what_is_loaded(features: RankerFeatures, tmp_path: Pat
 
 def test_only_what_a_client_can_know_is_asked(features: RankerFeatures) -> None:
     assert set(features.asked) == {"user_id", "item_id", "task", "user_cluster", "source_id", "query"}
+
+
+def test_texts_spelt_before_are_spelt_the_same(features: RankerFeatures) -> None:
+    """Few rows are looked up among texts spelt before; many are spelt anew."""
+    rng = np.random.default_rng(0)
+    words = ("red", "Blue", "hat", "shoes", "coat", "grün")
+    texts = [" ".join(rng.choice(words, int(rng.integers(0, 4)))) or None for _ in range(5000)]
+    rows = [{"item_id": 1, "task": "search", "query": text} for text in texts]
+    whole = features.rows(rows)["field/query"]
+    for start in (0, 100, 0):
+        found = features.rows(rows[start : start + 100])["field/query"]
+        assert found.tobytes() == whole[start : start + 100].tobytes()
