@@ -2,10 +2,10 @@
 
     python benchmarks/two_surfaces.py SOURCE OUT [--items .08] [--leak .3] [--keep 1] [--seed 0]
 
-SOURCE is a folder with interactions that have times, and perhaps items and users. Of its items a share --items, drawn in
-proportion to the root of how often they occur, are ads. Their rows are on the surface "ads", but for a share --leak that
-is "organic" like all other rows, so that both surfaces know these items; of the ads a share --keep is kept. OUT, which
-must not exist, has the column `surface`. Which rows are where is a matter of the seed alone.
+SOURCE is a folder with interactions that have times, and perhaps items and users. Of its items a share --items, drawn
+in proportion to the root of how often they occur, are ads. Their rows are on the surface "ads", but for a share --leak
+that is "organic" like all other rows, so that both surfaces know these items; of the ads a share --keep is kept. OUT,
+which must not exist, has the column `surface`. Which rows are where is a matter of the seed alone.
 """
 
 from __future__ import annotations

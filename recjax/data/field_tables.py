@@ -174,7 +174,7 @@ def _coding(field: OneRow) -> Any:
 
 
 def _counts(examples: Examples, names: Sequence[str], table_rows: int, head: str = "") -> np.ndarray:
-    """int64 [table_rows]: how many training rows, or positives of a head, have each row of the table in these fields."""
+    """int64 [table_rows]: how many training rows, or positives of a head, have a row of the table in these fields."""
     reader, found = RowReader(examples, "train"), np.zeros(table_rows, np.int64)
     if head and head not in reader.heads:
         raise ConfigError(f"no head {head!r}", where="FieldCounts.head", expected=", ".join(reader.heads))

@@ -53,8 +53,8 @@ class Ranker(Module):
 
     `num_rows` is the length of the table that fields share, `table_scale` the standard deviation that it starts with.
     Where the fact `item/<start>` knows a row (`data.field_tables`), the vector of the row starts as it is there.
-    Experts, if any, give every head that is served a vector of its own. With `norm` half the sum of squares of the table
-    is told in training, as `norm/table` (`losses.table_norm`). With `products` "bfloat16" dense layers before
+    Experts, if any, give every head that is served a vector of its own. With `norm` half the sum of squares of the
+    table is told in training, as `norm/table` (`losses.table_norm`). With `products` "bfloat16" dense layers before
     the heads round the factors of their products (`nn.linear`); sums, parameters and everything else are float32.
     """
 
