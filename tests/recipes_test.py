@@ -34,6 +34,7 @@ from recjax.trained import load
 
 TINY = config_root() / "run" / "tiny.gin"
 TINY_TEXT = config_root() / "run" / "tiny_text.gin"
+FEW = 7  # stages
 SHARDED = ("MESH='data=4,model=2'", "SHARDING='fsdp_model'")
 # Non-embedding parameters of the sizes in Zhang et al. 2024, table 1.
 SIZES = {
@@ -159,7 +160,19 @@ def leave_behind(stage: Path, stages: Path, examples: Callable) -> None:
             infer_run(load(recipe, place), kind=kind, out=place / "artifacts" / kind)
 
 
-@every_stage
+def to_train() -> list[Any]:
+    """Every stage; of a recipe of many the fast tests take the first and the last, which needs others, too."""
+    found = []
+    for name in dict.fromkeys(path.parent.name for path in all_recipe_files()):
+        stages = recipe_files(name)
+        for place, path in enumerate(stages):
+            is_heavy = len(stages) > FEW and 0 < place < len(stages) - 1
+            marks = [pytest.mark.heavy] if is_heavy else []
+            found.append(pytest.param(path, id=f"{name}-{path.stem}", marks=marks))
+    return found
+
+
+@pytest.mark.parametrize("stage", to_train())
 def test_it_trains_sharded_in_its_tiny_mode(
     stage: Path, examples: Callable, stages_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
