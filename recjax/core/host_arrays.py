@@ -35,6 +35,5 @@ def handlers() -> Any:
     return type_handlers.create_type_handler_registry(
         (np.ndarray, HostArrays()),
         (jax.Array, type_handlers.ArrayHandler()),
-        (int, type_handlers.ScalarHandler()),
-        (float, type_handlers.ScalarHandler()),
+        *((kind, type_handlers.ScalarHandler()) for kind in (int, float, np.number)),
     )

@@ -14,7 +14,7 @@ from recjax.core import host_arrays
 TREE = {f"layer{k}": np.random.default_rng(k).normal(size=(64, 8 + k)).astype(np.float32) for k in range(6)}
 
 
-def save(path: Path, tree: dict[str, np.ndarray]) -> None:
+def save(path: Path, tree: dict[str, Any]) -> None:
     with ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=host_arrays.handlers())) as writer:
         for turn in range(2):  # each save has an event loop of its own
             writer.save(path / str(turn), args=ocp.args.PyTreeSave(tree))
@@ -37,6 +37,12 @@ def test_each_is_written_when_the_one_before_it_is(tmp_path: Path, monkeypatch: 
     save(tmp_path, TREE)
     assert most == 1 and len(seen) == 2 * len(TREE)
     assert all(any(np.shares_memory(one, mine) for mine in TREE.values()) for one in seen)
+
+
+def test_numbers_are_saved_as_well(tmp_path: Path) -> None:
+    save(tmp_path, {"step": np.int32(7), "rate": 0.5, "count": 3})
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        assert reader.restore(tmp_path / "1") == {"step": 7, "rate": 0.5, "count": 3}
 
 
 def test_what_is_read_is_what_lay_in_the_files(tmp_path: Path) -> None:
