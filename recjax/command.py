@@ -76,7 +76,7 @@ def start_jax() -> None:
     import jax
 
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        folder = Path(os.environ.get("RECJAX_CACHE", Path.home() / ".cache" / "recjax")) / "compiled"
+        folder = Path(os.environ.get("RECJAX_CACHE") or Path.home() / ".cache" / "recjax") / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     cluster.initialize()

@@ -161,7 +161,7 @@ def _keep_compiled() -> None:
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = Path(os.environ.get("RECJAX_CACHE", Path.home() / ".cache" / "recjax")) / "compiled"
+        folder = Path(os.environ.get("RECJAX_CACHE") or Path.home() / ".cache" / "recjax") / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
