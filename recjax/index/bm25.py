@@ -8,6 +8,7 @@ out the constant factor k1 + 1). A word that q repeats counts as often. Words ar
 case; nothing is stemmed or left out.
 """
 
+import logging
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ class Bm25:
             import bm25s
         except ImportError:
             raise ConfigError("BM25 needs bm25s, which is not installed", mend="pip install 'recjax[bm25]'") from None
+        # The library writes a line for every index it builds, whatever the level of the root logger.
+        logging.getLogger("bm25s").setLevel(logging.WARNING)
         found = [words(text) for text in texts]
         self._size = len(found)
         self._index = None
