@@ -39,6 +39,7 @@ ROOT = "grid.Study"
 _CELLS, _LOCK = "cells", ".lock"
 _WARM_UP = 4  # a run is at least so many times as long as its warm-up
 _BLOCK = re.compile(r"^# Parameters for ", re.MULTILINE)
+_IMPORT = re.compile(r"^((?:from \S+ )?import (?:\S+\.)?(\w+)\n)", re.MULTILINE)
 
 
 class Interrupted(Exception):
@@ -182,6 +183,9 @@ def build(flags: Flags) -> tuple[Study, str]:
 
 
 def without_study(text: str) -> str:
-    """Gin text without what is bound for the study: the part that decides what a run does."""
+    """Gin text without what is bound for the study, and without imports of that alone: what decides what a run does."""
     first, *blocks = _BLOCK.split(text)
-    return first + "".join(f"# Parameters for {b}" for b in blocks if not b.partition(":")[0].endswith(ROOT))
+    imports = _IMPORT.findall(first)
+    bound = _IMPORT.sub("", first)
+    bound += "".join(f"# Parameters for {b}" for b in blocks if not b.partition(":")[0].endswith(ROOT))
+    return "".join(line for line, name in imports if re.search(rf"\b{re.escape(name)}\.", bound)) + bound

@@ -16,6 +16,7 @@ from recjax.study.rates import Rates, convergence, sweeps_of
 from recjax.study.runner import Runner, build, without_study
 
 STUDIES = sorted((config_root() / "study").glob("*.gin"))
+NAMES = ("scaling_law", "scaling_law_more")
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -58,6 +59,13 @@ def test_a_key_is_of_what_decides_the_outcome(make_runner: Callable[..., Any], t
     assert not keys & {other.key(cell) for cell in other.cells("scale")}
     [repeat, *_] = make_runner(tmp_path, "grid.Study.repeat_sizes=['a']", "grid.Study.repeats=[0.5]").cells("repeat")
     assert runner.key(repeat) == runner.key(scale[0])  # one run, in two parts of the study
+
+
+def test_the_further_parts_share_the_cells_of_the_first(tmp_path: Path) -> None:
+    first, more = (Runner(Flags(gin_files=(f"configs/study/{name}.gin",)), tmp_path) for name in NAMES)
+    for kind in ("sweep", "scale", "twice", "data", "repeat"):
+        keys = {first.key(cell) for cell in first.cells(kind)}
+        assert keys and keys <= {more.key(cell) for cell in more.cells(kind)}
 
 
 def test_the_study_leaves_no_trace_in_the_text_of_a_run(study_gin: Path) -> None:
