@@ -63,11 +63,12 @@ class Compiled:
     def times(self) -> Times | None:
         """Seconds at the peaks of the chip; None without a program.
 
-        Where kernels do part of the arithmetic, it is at least that of the model's formula.
+        Where kernels that nobody knows do part of the arithmetic, it is at least that of the model's formula.
         """
         if self.cost is None:
             return None
-        found, chip = times(self.cost, self.topology.chip), self.topology.chip
+        chip = self.topology.chip
+        found = times(self.cost, chip, self.memory.arguments + self.memory.results + self.memory.state)
         least = self.model_flops / len(self.topology.devices) / chip.peak if self.cost.kernels else 0.0
         return dataclasses.replace(found, products=max(found.products, least))
 
@@ -104,7 +105,12 @@ class Compiled:
                 "collectives": {k: {"bytes": b, "times": cost.times[k]} for k, b in cost.sent.most_common()},
                 "kernels": dict(cost.kernels),
                 "assumed_loops": cost.assumed,
-                "seconds": {**dataclasses.asdict(found), "bound": found.bound, "bounded_by": found.bounded_by},
+                "seconds": {
+                    **dataclasses.asdict(found),
+                    "bound": found.bound,
+                    "bounded_by": found.bounded_by,
+                    "serial": found.serial,
+                },
                 "tokens_per_second_bound": self.tokens / found.bound if found.bound else 0,
                 "mfu_bound": self.mfu,
                 "largest": [dataclasses.asdict(array) for array in cost.largest(_LARGEST)],
@@ -155,7 +161,9 @@ def compile_recipe(recipe: Recipe, examples: Sequence[Examples], topology: Topol
         )
         text = text_of(program)
         if text:
-            cost = cost_of(hlo.parse(text), devices=len(topology.devices), slices=topology.slices)
+            # every expert chosen equally often, each on the devices that have it
+            chosen = 1 / assembly.mesh.size_of("experts")
+            cost = cost_of(hlo.parse(text), devices=len(topology.devices), slices=topology.slices, grouped=chosen)
     tokens = math.prod(batch["weight"].shape)
     return Compiled(
         recipe=recipe.name,
@@ -230,16 +238,17 @@ def _costs(found: Compiled) -> list[str]:
         "| at the peaks of the chip | | ms a step |",
         "|---|---:|---:|",
         f"| products | {cost.flops:.3g} FLOP ({_ratio(cost.flops, model)} the model's own) | {_ms(spent.products)} |",
-        f"| memory traffic | {cost.memory / 1e9:,.2f} GB | {_ms(spent.memory)} |",
+        f"| memory, at least | {spent.memory * chip.memory_rate / 1e9:,.2f} GB | {_ms(spent.memory)} |",
+        f"| memory, at most | {cost.memory / 1e9:,.2f} GB | {_ms(spent.traffic)} |",
         f"| sent to other chips | {cost.sent_within() / 1e9:,.3f} GB | {_ms(spent.links)} |",
     ]
     if found.topology.slices > 1:
         lines.append(f"| sent to other slices | {cost.sent_between() / 1e9:,.3f} GB | {_ms(spent.network)} |")
     lines += [
         "",
-        f"A step takes at least {_ms(spent.bound)} ms (bound by {spent.bounded_by}): at most "
-        f"{found.tokens / spent.bound:,.0f} tokens a second, MFU at most {found.mfu:.0%} of "
-        f"{chip.peak / 1e12:,.0f} TFLOP/s.",
+        f"A step takes at least {_ms(spent.bound)} ms (bound by {spent.bounded_by}), and {_ms(spent.serial)} ms where "
+        f"nothing runs beside anything else: at most {found.tokens / spent.bound:,.0f} tokens a second, MFU at most "
+        f"{found.mfu:.0%} of {chip.peak / 1e12:,.0f} TFLOP/s.",
         "",
         "| collective | times | MB sent by a device |",
         "|---|---:|---:|",
@@ -260,21 +269,26 @@ def _costs(found: Compiled) -> list[str]:
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of several compilations as one markdown table."""
     lines = [
-        "| recipe | topology | mesh | parameters | tokens a step | GiB a device | fits | least ms | bound by "
-        "| most MFU |",
-        "|---|---|---|---:|---:|---:|---|---:|---|---:|",
+        "| recipe | topology | mesh | parameters | tokens a step | GiB a device | fits | GB sent by a device "
+        "| ms: least | serial | bound by | most MFU |",
+        "|---|---|---|---:|---:|---:|---|---:|---:|---:|---|---:|",
     ]
     for row in rows:
-        spent = row.get("seconds")
         mesh = f"{row['mesh']}, {row['sharding']}" + (f", {row['accumulate']} parts" if row["accumulate"] > 1 else "")
         cells = [row["recipe"], row["topology"], mesh, f"{row['parameters']:,}", f"{row['tokens_per_step']:,}"]
         cells += [f"{row['memory']['total'] / 2**30:.1f} of {row['memory']['chip'] / 2**30:.0f}"]
-        cells += ["yes" if row["fits"] else "no"]
-        cells += (
-            [f"{spent['bound'] * 1e3:,.0f}", spent["bounded_by"], f"{row['mfu_bound']:.0%}"] if spent else ["", "", ""]
-        )
+        cells += ["yes" if row["fits"] else "no", *_costs_of_row(row)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _costs_of_row(row: Mapping[str, Any]) -> list[str]:
+    spent = row.get("seconds")
+    if not spent:
+        return [""] * 5
+    sent = sum(told["bytes"] for told in row["collectives"].values())
+    cells = [f"{sent / 1e9:,.2f}", f"{spent['bound'] * 1e3:,.0f}", f"{spent['serial'] * 1e3:,.0f}"]
+    return [*cells, spent["bounded_by"], f"{row['mfu_bound']:.0%}"]
 
 
 def _ms(seconds: float) -> str:

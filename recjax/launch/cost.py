@@ -2,8 +2,8 @@
 
 XLA's own analysis counts the body of a loop once; here a body counts as often as it runs. A loop whose bound is not a
 constant (such as one over the positions that are not padding) is taken to run over everything that it walks through,
-and is counted in `assumed`. FLOPs are those of matrix products and convolutions, a multiply-add being two; kernels
-that the compiler is given ready-made say nothing of theirs and are listed in `kernels`. Memory traffic is that of
+and is counted in `assumed`. FLOPs are those of matrix products and convolutions, a multiply-add being two, and those of
+kernels that `recjax.launch.kernel_flops` knows; others are listed in `kernels`. Memory traffic is that of
 arrays in main memory which pass from one instruction to the next, of a slice only what is taken: tiling, spills and
 reuse are not known, so it is an estimate.
 """
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from recjax.launch.hlo import Computation, Instruction, Program, Shape
+from recjax.launch.kernel_flops import kernel_flops
 from recjax.launch.traffic import kind_of, sent
 
 _FREE = (
@@ -31,6 +32,8 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 _BOOKKEEPING = re.compile(
     "AllocateBuffer|AsyncCollective|Sharding|Barrier|annotate|ConsumeBuffer|Bitcast|SliceId|ZeroCrop|PrepareAsync|AssumeGather"
 )
+
+_BESIDE, _ENDS = "async_collective_fusion", "async-collective-done"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +79,22 @@ class Cost:
         return sum(b for kind, b in self.sent.items() if kind.endswith("between slices"))
 
 
-def cost_of(program: Program, *, devices: int = 1, slices: int = 1) -> Cost:
-    """The cost of the whole program, partitioned over `devices` in so many `slices`."""
-    walk = _Walk(program, devices, slices)
+def cost_of(program: Program, *, devices: int = 1, slices: int = 1, grouped: float = 1.0) -> Cost:
+    """The cost of the whole program, partitioned over `devices` in so many `slices`.
+
+    `grouped` is the part of the rows of a ragged product that a device has the group of, as when every expert is
+    chosen equally often.
+    """
+    walk = _Walk(program, devices, slices, grouped)
     walk.run(program.entry, 1)
     return walk.cost
 
 
 class _Walk:
-    def __init__(self, program: Program, devices: int, slices: int) -> None:
-        self.program, self.devices, self.slices, self.cost = program, devices, slices, Cost()
-        self.channels: set[tuple[str, str]] = set()
+    def __init__(self, program: Program, devices: int, slices: int, grouped: float) -> None:
+        self.program, self.devices, self.slices, self.grouped = program, devices, slices, grouped
+        self.cost = Cost()
+        self.begun: set[str] = set()
 
     def run(self, computation: Computation, times: float) -> None:
         """Instructions whose results go to memory."""
@@ -123,22 +131,34 @@ class _Walk:
         if i.opcode == "fusion":
             inside = self.program[i.called["calls"]]
             for inner in inside:
-                self._compute(inner, inside, times)
+                if not (kind_of(inner, inside) and self._goes_on(i, inside)):
+                    self._compute(inner, inside, times)
+            self.begun.add(inside.name)
         elif i.opcode == "dot":
             self.cost.flops += times * dot_flops(computation, i)
         elif i.opcode == "convolution":
             self.cost.flops += times * convolution_flops(computation, i)
         elif i.opcode == "custom-call":
             if not _is_bookkeeping(i):
-                self.cost.kernels[i.attribute("custom_call_target")] += round(times)
+                self._kernel(i, computation, times)
         elif kind := kind_of(i, computation):
-            # A collective that runs beside other work is written down in each part of that work, under one channel.
-            channel = re.search(r"channel_id=(\d+)", i.attributes)
-            key = (kind, channel[1] if channel else f"{computation.name}/{i.name}")
-            if key not in self.channels:
-                self.channels.add(key)
-                self.cost.sent[kind] += round(times * sent(i, computation, self.devices, self.slices))
-                self.cost.times[kind] += round(times)
+            self.cost.sent[kind] += round(times * sent(i, computation, self.devices, self.slices))
+            self.cost.times[kind] += round(times)
+
+    def _goes_on(self, fusion: Instruction, inside: Computation) -> bool:
+        """Whether collectives in a fusion are parts of some that began before.
+
+        One that runs beside other work is written down again in each piece of that work, and where it ends. Channels
+        do not tell such parts from other collectives: all those of `shard_map` share one.
+        """
+        return inside.name in self.begun or inside.name.startswith(_BESIDE) or fusion.name.startswith(_ENDS)
+
+    def _kernel(self, i: Instruction, computation: Computation, times: float) -> None:
+        found = kernel_flops(computation, i, grouped=self.grouped)
+        if found is None:
+            self.cost.kernels[i.attribute("custom_call_target")] += round(times)
+        else:
+            self.cost.flops += times * found
 
     def _note(self, i: Instruction) -> None:
         for shape in i.shapes:

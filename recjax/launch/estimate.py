@@ -1,7 +1,10 @@
-"""From what a program costs to what it will be like: the least time of a step, what bounds it, what to change.
+"""From what a program costs to what it will be like: the time of a step, what bounds it, what to change.
 
 The bound lets products, memory and network run beside each other at their peaks, so a step takes the longest of them
-and in truth more. Advice follows from the numbers alone; who asks decides.
+and in truth more. Of memory it counts what has to be moved, whatever the schedule: everything that is there before a
+step once in, everything that is left once out. The serial time lets nothing run beside anything else, with all memory
+traffic that the program's text shows, which is more than there is; a step lies between the two. Advice follows from
+the numbers alone; who asks decides.
 """
 
 from __future__ import annotations
@@ -42,29 +45,43 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Times:
-    """Seconds of a step that each part of a device takes by itself."""
+    """Seconds of a step that each part of a device takes by itself, at its peak.
+
+    `memory` is what has to be moved at the least, `traffic` what the program's text shows.
+    """
 
     products: float
     memory: float
     links: float
     network: float
+    traffic: float = 0.0
 
     @property
     def bound(self) -> float:
         """The least a step can take."""
-        return max(dataclasses.astuple(self))
+        return max(self._bounds.values())
 
     @property
     def bounded_by(self) -> str:
         """Which part that is."""
-        return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
+        return max(self._bounds.items(), key=lambda item: item[1])[0]
+
+    @property
+    def serial(self) -> float:
+        """What a step takes where nothing runs beside anything else."""
+        return self.products + max(self.memory, self.traffic) + self.links + self.network
+
+    @property
+    def _bounds(self) -> dict[str, float]:
+        return {name: seconds for name, seconds in dataclasses.asdict(self).items() if name != "traffic"}
 
 
-def times(cost: Cost, chip: Chip) -> Times:
-    """The cost at the peaks of the chip."""
+def times(cost: Cost, chip: Chip, moved: float) -> Times:
+    """The cost at the peaks of the chip; `moved` are bytes of memory that any program would have to move."""
     return Times(
         products=cost.flops / chip.peak,
-        memory=cost.memory / chip.memory_rate,
+        memory=moved / chip.memory_rate,
+        traffic=cost.memory / chip.memory_rate,
         links=cost.sent_within() / chip.link_rate,
         network=cost.sent_between() / chip.network_rate,
     )

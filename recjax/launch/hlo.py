@@ -18,6 +18,7 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAMED = re.compile(r"%([\w.\-]+)")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_END = re.compile(r'\}(?:, execution_thread="\w*")?\s*')
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _COMMENT = re.compile(r"/\*.*?\*/")
@@ -157,38 +158,44 @@ def shapes_of(text: str) -> tuple[Shape, ...]:
 def parse(text: str) -> Program:
     """The program that `compiled.as_text()` writes out; raises `ValueError` where it is none."""
     computations: dict[str, Computation] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        if line.startswith("}"):
-            current = None
-        elif current is None:
+    entry, current, pending = "", None, ""
+    for line in (*text.splitlines(), "}"):
+        if current is None:
             if begins := _COMPUTATION.match(line):
                 current = {}
                 computations[begins[2]] = Computation(begins[2], current)
                 entry = begins[2] if begins[1] else entry
-        elif found := _INSTRUCTION.match(line):
-            instruction = _instruction(found[2], bool(found[1]), line[found.end() :])
+            continue
+        ends, begins = _END.fullmatch(line), _INSTRUCTION.match(line)
+        if (ends or begins) and pending:
+            instruction = _instruction(pending)
             current[instruction.name] = instruction
+        # What a kernel says of itself may have lines of its own, and some of them begin with braces.
+        pending = "" if ends else line if begins else pending + line
+        current = None if ends else current
     if not entry:
         raise ValueError("this is not the text of an XLA program: it has no ENTRY computation")
     return Program(computations=computations, entry=computations[entry])
 
 
-def _instruction(name: str, is_root: bool, text: str) -> Instruction:
-    """What follows `name = `: a type, an opcode, operands in parentheses, attributes."""
+def _instruction(line: str) -> Instruction:
+    """`name = `, and after it a type, an opcode, operands in parentheses, attributes."""
+    begins = _INSTRUCTION.match(line)
+    assert begins is not None
+    text = line[begins.end() :]
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     kind, rest = text[:end], text[end:].lstrip()
     opens = rest.index("(")
     closes = _closing(rest, opens)
     inside = rest[opens + 1 : closes]
     return Instruction(
-        name=name,
+        name=begins[2],
         opcode=rest[:opens],
         shapes=shapes_of(kind),
         operands=tuple(_NAMED.findall(_COMMENT.sub("", inside))),
         literal=inside,
         attributes=rest[closes + 1 :],
-        is_root=is_root,
+        is_root=bool(begins[1]),
     )
 
 

@@ -104,7 +104,9 @@ def _splash(q: Any, k: Any, v: Any, q_segments: Any, k_segments: Any, *, causal:
         segments = kernels.SegmentIds(q=q_segments, kv=k_segments)
         return kernel(*(x.swapaxes(0, 1) for x in (q, k, v)), segment_ids=segments).swapaxes(0, 1)
 
-    return jax.vmap(row)(q, k, v, q_segments, k_segments)[:, :length]
+    # What is compiled keeps the name, by which `recjax compile` knows how much of it is skipped.
+    with jax.named_scope("causal_attention" if causal else "attention"):
+        return jax.vmap(row)(q, k, v, q_segments, k_segments)[:, :length]
 
 
 def _padded(x: jax.Array) -> jax.Array:

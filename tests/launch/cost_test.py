@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +12,18 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from recjax.core.module import Functional
 from recjax.launch import hlo
 from recjax.launch.cost import Cost, convolution_flops, cost_of, trips
 from recjax.launch.traffic import group_size
+from recjax.models.sequence import Sequence
+from recjax.nn.config import TransformerConfig
+from recjax.nn.moe import MoeConfig
 
 F32 = 4
 
 
-def compiled(function, *shapes, devices: int = 1) -> Cost:
+def compiled(function, *shapes: Any, devices: int = 1) -> Cost:
     text = jax.jit(function).lower(*shapes).compile().as_text()
     assert text is not None
     return cost_of(hlo.parse(text), devices=devices)
@@ -35,6 +42,36 @@ def test_products_in_loops_count_as_often_as_they_run() -> None:
     # backward: one product for the weights and one for the stream, and no stream before the first
     found = compiled(jax.grad(f, argnums=(0, 1)), shape(5, 32, 32), shape(16, 32))
     assert (found.flops, found.assumed) == (3 * forward, 0)
+
+
+def test_what_is_made_again_counts_again() -> None:
+    def f(w: jax.Array, x: jax.Array) -> jax.Array:
+        @jax.checkpoint
+        def layer(x: jax.Array, w: jax.Array) -> tuple[jax.Array, None]:
+            return jnp.sin(jnp.sin(x @ w) @ w), None
+
+        return jax.lax.scan(layer, x, w)[0].sum()
+
+    # two products a layer: forward, both again but for the last whose result nobody asks for, and two for each backward
+    product = 5 * 2 * 16 * 32 * 32
+    found = compiled(jax.grad(f, argnums=(0, 1)), shape(5, 32, 32), shape(16, 32))
+    assert found.flops in ((2 + 2 + 4) * product, (2 + 1 + 4) * product)
+
+
+def test_attention_and_experts_of_a_layer() -> None:
+    b, l, h, k, d, e, f = 2, 32, 4, 16, 64, 4, 96
+    config = TransformerConfig(
+        num_layers=1, width=d, num_heads=h, head_dim=k, mlp_width=f, ffn="swiglu", norm="rms", position="rotary",
+        bias=False, kernel="library", moe=MoeConfig(num_experts=e, top_k=2, kernel="dense"),
+    )  # fmt: skip
+    model = Functional(functools.partial(Sequence, num_rows=128, encoder=config, max_length=l))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    batch = {n: jax.ShapeDtypeStruct((b, l), np.int32) for n in ("history_ids", "positions", "segment_ids")}
+    found = compiled(lambda p, x: model.apply(p, x, train=True, key=None)["hidden"], params, batch)
+    projections, scores, experts = 4 * b * l * d * h * k, 2 * b * l * l * h * k, 3 * b * l * e * d * f
+    router, shares = b * l * d * e, b * l * 2 * e
+    assert 2 * (projections + scores + experts + router) <= found.flops
+    assert found.flops <= 2 * (projections + scores + experts + router + shares)
 
 
 def test_the_dearest_branch_counts() -> None:
@@ -164,9 +201,87 @@ frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer
 def test_what_leaves_a_slice_is_told_apart() -> None:
     found = cost_of(hlo.parse(SLICES), devices=8, slices=2)
     whole, part = 512 * 512 * 2, 128 * 512 * 2
-    # the second fusion is a part of the first: one channel, one collective
+    # the second fusion is a part of the first
     assert dict(found.sent) == {"reduce-scatter": whole * 3 / 4, "all-reduce between slices": 2 * part / 2}
     assert (found.sent_within(), found.sent_between()) == (whole * 3 / 4, part)
+
+
+ASYNC = """%gather (p: bf16[4,8]) -> bf16[16,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[16,8]{1,0} all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%body (t: (s32[], f32[6,4])) -> (s32[], f32[6,4]) {
+  %t = (s32[], f32[6,4]) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %x = f32[6,4] get-tuple-element(%t), index=1
+  %start.1 = (f32[6,4], f32[6,4], u32[], u32[]) collective-permute-start(%x), channel_id=1, \\
+source_target_pairs={{0,1},{1,0}}
+  %done.1 = f32[6,4] collective-permute-done(%start.1)
+  %start.2 = (f32[6,4], f32[12,4]) all-gather-start(%done.1), channel_id=2, replica_groups={{0,1}}, dimensions={0}
+  %done.2 = f32[12,4] all-gather-done(%start.2)
+  ROOT %out = (s32[], f32[6,4]) tuple(%i, %done.1)
+}
+
+%condition (p: (s32[], f32[6,4])) -> pred[] {
+  %p = (s32[], f32[6,4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] constant(7)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (a: bf16[4,8], b: f32[6,4]) -> bf16[16,8] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %b = f32[6,4] parameter(1)
+  %first = s32[] constant(0)
+  %tuple = (s32[], f32[6,4]) tuple(%first, %b)
+  %loop = (s32[], f32[6,4]) while(%tuple), condition=%condition, body=%body
+  %beside = ((bf16[4,8]), bf16[16,8], u32[]) async-start(%a), calls=%gather
+  ROOT %end = bf16[16,8] async-done(%beside), calls=%gather
+}
+"""
+
+
+def test_what_is_begun_in_one_place_and_ended_in_another_counts_once() -> None:
+    found = cost_of(hlo.parse(ASYNC), devices=8)
+    once = 4 * 8 * 2 * 3
+    assert dict(found.sent) == {"collective-permute": 7 * 6 * 4 * F32, "all-gather": 7 * 6 * 4 * F32 + once}
+    assert dict(found.times) == {"collective-permute": 7, "all-gather": 8}
+
+
+BESIDE = """%start (p: bf16[4,8]) -> bf16[16,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[16,8]{1,0} all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%async_collective_fusion.7 (p: bf16[4,8], x: f32[8,8]) -> f32[8,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  %x = f32[8,8]{1,0} parameter(1)
+  %all-gather.2 = bf16[16,8]{1,0} all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %dot = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%end (p: bf16[4,8]) -> bf16[16,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  ROOT %all-gather.3 = bf16[16,8]{1,0} all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+ENTRY %main (a: bf16[4,8], x: f32[8,8]) -> f32[] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %x = f32[8,8]{1,0} parameter(1)
+  %async-collective-start.1 = bf16[16,8]{1,0} fusion(%a), kind=kCustom, calls=%start
+  %fusion.1 = f32[8,8]{1,0} fusion(%a, %x), kind=kOutput, calls=%async_collective_fusion.7
+  %async-collective-done.1 = bf16[16,8]{1,0} fusion(%a), kind=kCustom, calls=%end
+  %other = bf16[16,8]{1,0} all-gather(%a), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %sum = f32[] constant(0)
+}
+"""
+
+
+def test_a_collective_beside_other_work_counts_once_and_others_of_its_channel_too() -> None:
+    found = cost_of(hlo.parse(BESIDE), devices=8)
+    once = 4 * 8 * 2 * 3
+    assert (found.sent["all-gather"], found.times["all-gather"], found.flops) == (2 * once, 2, 2 * 8**3)
 
 
 LOOP = """%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {

@@ -20,11 +20,13 @@ def setting(**changed) -> Setting:
 
 def test_the_bound_is_the_longest_part() -> None:
     sent = collections.Counter({"all-gather": 6 * 10**9, "all-reduce": 6 * 10**9, "all-reduce between slices": 10**9})
-    found = times(Cost(flops=459e12, memory=2765e9 / 2, sent=sent), V5P)
-    assert (found.products, found.memory) == (1, 0.5)
+    found = times(Cost(flops=459e12, memory=2 * 2765e9, sent=sent), V5P, 2765e9 / 2)
+    assert (found.products, found.memory, found.traffic) == (1, 0.5, 2)
     assert found.links == pytest.approx(12 / 600)
     assert found.network == pytest.approx(1 / 6.25)
+    # traffic, which is estimated from above, bounds nothing
     assert (found.bound, found.bounded_by) == (1, "products")
+    assert found.serial == pytest.approx(1 + 2 + 12 / 600 + 1 / 6.25)
     # three quarters of what is done are the model's own: the rest is made again in the backward pass
     assert mfu_bound(0.75 * 459e12, found, V5P) == pytest.approx(0.75)
 

@@ -45,6 +45,31 @@ def test_a_tpu_program_is_read() -> None:
     assert program.entry["constant.1"].literal == "3"
 
 
+LINES = """%called (p: s32[4]) -> s32[4] {
+  ROOT %p = s32[4]{0} parameter(0)
+}, execution_thread="sparsecore"
+
+ENTRY %main.1 (a: f32[8,4]) -> f32[8] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %splash.1 = (f32[8], f32[8]) custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="attention"}, backend_config={"body":"AA=="}
+  ROOT %out = f32[8] get-tuple-element(%splash.1), index=1, frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="last"}
+}
+"""
+
+
+def test_a_kernel_may_speak_in_lines_of_its_own() -> None:
+    program = hlo.parse(LINES)
+    assert [i.name for i in program.entry] == ["a", "splash.1", "out"]
+    assert [i.op_name for i in program.entry] == ["", "attention", "last"]
+    assert 'block_q\\": 512' in program.entry["splash.1"].attributes
+    assert program.entry.root.operands == ("splash.1",)
+    assert [i.name for i in program["called"]] == ["p"]
+
+
 def test_uses_are_found() -> None:
     inside = hlo.parse(TPU)["fused_computation"]
     assert [(i.name, at) for i, at in inside.users("param_1")] == [("dynamic-slice.1", 1), ("dynamic-slice.1", 2)]
