@@ -1,22 +1,23 @@
 """What the verbs that work on a recipe have in common: their flags, and how a recipe is found and built.
 
-A recipe comes from `--gin_file`, from its name (`recjax train sasrec`), or, for verbs that take up a finished run,
-from the `config.gin` of its workdir. jax is set up here, before anything asks for a device.
+A recipe comes from its name (`recjax train sasrec`; a `--gin_file` beside it is read after it), from `--gin_file`
+alone, or, for verbs that take up a finished run, from the `config.gin` of its workdir. jax is set up here, before
+anything asks for a device.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from recjax.cli import ArgumentParser
-from recjax.core import config
+from recjax.core import config, mirror
 from recjax.core.errors import ConfigError
 from recjax.core.flags import Flags, parse_argv, recipe_files
+from recjax.core.remote import local_cache
 from recjax.launch import cluster
 from recjax.recipe import Recipe
 
@@ -37,8 +38,8 @@ def parser(verb: str) -> ArgumentParser:
     """A parser with the flags all of these verbs take."""
     out = ArgumentParser(verb)
     out.epilog = "gin flags: --gin_file=FILE, --gin.NAME=VALUE, --gin_search_paths=DIR"
-    out.add_argument("recipe", nargs="?", default="", help="name of a recipe, instead of --gin_file")
-    out.add_argument("--workdir", type=Path, help="folder of the run")
+    out.add_argument("recipe", nargs="?", default="", help="its name; a --gin_file beside it is read after it")
+    out.add_argument("--workdir", type=Path, help="folder of the run, or its URL")
     out.add_argument("--cache", type=Path, help="where prepared examples are kept (default: RECJAX_CACHE)")
     return out
 
@@ -47,16 +48,17 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Command:
     """Flags and recipe of one stage; raises `ConfigError` when it is not clear which."""
     flags = parse_argv(argv)
     args = parser.parse_args(list(flags.rest))
-    if args.recipe and flags.gin_files:
-        raise ConfigError("a recipe is given twice", where=f"{args.recipe} and --gin_file={flags.gin_files[0]}")
     if args.recipe:
         stages = recipe_files(args.recipe)
         if len(stages) > 1:
             names = ", ".join(f"{args.recipe}/{s.stem}" for s in stages)
             raise ConfigError(f"{args.recipe} has several stages", expected=f"one of {names}")
-        flags = dataclasses.replace(flags, gin_files=(str(stages[0]),))
-    if not flags.gin_files and args.workdir is not None and (args.workdir / CONFIG).is_file():
-        flags = dataclasses.replace(flags, gin_files=(str(args.workdir / CONFIG),))
+        flags = dataclasses.replace(flags, gin_files=(str(stages[0]), *flags.gin_files))
+    if not flags.gin_files and args.workdir is not None:
+        with mirror.local(args.workdir, error=ConfigError, cache=args.cache) as folder:
+            written = folder / CONFIG
+        if written.is_file():
+            flags = dataclasses.replace(flags, gin_files=(str(written),))
     if not flags.gin_files:
         where = "" if args.workdir is None else f"no {CONFIG} in {args.workdir}"
         raise ConfigError("no recipe is given", where=where, mend=f"{parser.prog} NAME, or --gin_file=FILE")
@@ -76,7 +78,7 @@ def start_jax() -> None:
     import jax
 
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        folder = Path(os.environ.get("RECJAX_CACHE") or Path.home() / ".cache" / "recjax") / "compiled"
+        folder = local_cache() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     cluster.initialize()

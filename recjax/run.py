@@ -32,8 +32,9 @@ import numpy as np
 from recjax import cli, command
 from recjax.account import account
 from recjax.arms import Arm, arms_table, compare_arms, groups
+from recjax.core import mirror
 from recjax.core.config import Snapshot
-from recjax.core.errors import INTERRUPTED, ConfigError, UnservableError
+from recjax.core.errors import INTERRUPTED, CheckpointError, ConfigError, UnservableError
 from recjax.core.flags import Flags, find_file, parse_argv, recipe_files
 from recjax.core.writer import MANIFEST, environment, read_metrics
 from recjax.curves import curves_tables
@@ -113,8 +114,8 @@ def run(
 ) -> tuple[Path, list[Stage]] | None:
     """Run the stages in `files` for every seed; the report and the last stage of each seed.
 
-    `flags` carries the bindings for all stages. None when a stage was told to stop: started again, it goes on. What
-    cannot be configured is refused before anything is trained.
+    `flags` carries what is read after each stage's own file: further gin files and bindings. None when a stage was
+    told to stop: started again, it goes on. What cannot be configured is refused before anything is trained.
     """
     stages: list[Stage] = []
     for file in files:
@@ -211,7 +212,7 @@ def _recipe(file: Path, files: Sequence[Path], flags: Flags, folder: Path, seed:
     bindings = (*_bindings_for(file, files, flags), f"SEED={seed}")
     if "%STAGES" in file.read_text(encoding="utf-8"):
         bindings += (f"STAGES={str(folder)!r}",)
-    return command.load(dataclasses.replace(flags, gin_files=(str(file),), bindings=bindings))
+    return command.load(dataclasses.replace(flags, gin_files=(str(file), *flags.gin_files), bindings=bindings))
 
 
 def _targets_seen(recipe: Recipe, cache: Path | None) -> float:
@@ -229,7 +230,8 @@ def _bindings_for(file: Path, files: Sequence[Path], flags: Flags) -> list[str]:
     A macro that other stages know and this one does not is theirs; SOURCE_DIR is for the stages that take it, and
     DATA_DIR then for all others.
     """
-    macros = {path: _macros(path, flags.search_paths) for path in files}
+    further = [find_file(name, flags.search_paths) for name in flags.gin_files]
+    macros = {path: set().union(*(_macros(one, flags.search_paths) for one in (path, *further))) for path in files}
     theirs = set().union(*macros.values()) - macros[file]
     if any("SOURCE_DIR" in known for known in macros.values()):
         theirs |= {"DATA_DIR"} if "SOURCE_DIR" in macros[file] else {"SOURCE_DIR"}
@@ -325,12 +327,12 @@ def main(argv: list[str]) -> int:
     flags = parse_argv(argv)
     parser = cli.ArgumentParser("run")
     parser.epilog = "gin flags: --gin_file=FILE, --gin.NAME=VALUE, --gin_search_paths=DIR"
-    parser.add_argument("recipe", nargs="?", default="", help="name of a recipe, instead of --gin_file")
+    parser.add_argument("recipe", nargs="?", default="", help="its name; a --gin_file beside it varies every stage")
     parser.add_argument("--workdir", type=Path, help="default: runs/<recipe>")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2; each is a run of its own (default 0)")
     parser.add_argument("--cache", type=Path, help="where prepared examples are kept (default: RECJAX_CACHE)")
     args = parser.parse_args(list(flags.rest))
-    if bool(args.recipe) == bool(flags.gin_files):
+    if not args.recipe and not flags.gin_files:
         raise ConfigError("which recipe?", expected="its name or --gin_file=FILE", mend="`recjax list` shows them")
     if args.recipe and study_file(args.recipe):
         if args.seeds != "0":
@@ -341,26 +343,33 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"cannot read --seeds {args.seeds}", expected="different whole numbers, such as 0,1,2")
     if any(binding.startswith("SEED=") for binding in flags.bindings):
         raise ConfigError("SEED is set by --seeds", mend="recjax run RECIPE --seeds 1")
-    named = [find_file(name, flags.search_paths) for name in flags.gin_files]
-    files = recipe_files(args.recipe) if args.recipe else named
+    if args.recipe:
+        files = recipe_files(args.recipe)
+    else:
+        files = [find_file(name, flags.search_paths) for name in flags.gin_files]
+        flags = dataclasses.replace(flags, gin_files=())
     command.start_jax()
     workdir = args.workdir or _ROOT / (args.recipe or files[0].parent.name).replace("/", "-")
-    found = run(
-        files, flags, workdir, seeds=[int(seed) for seed in seeds], cache=args.cache, words=["recjax", "run", *argv]
-    )
-    if found is None:
-        return INTERRUPTED
-    report, last = found
+    told: dict[str, Any] = {"seeds": [int(seed) for seed in seeds], "cache": args.cache}
+    with mirror.local(workdir, error=CheckpointError, cache=args.cache) as folder:
+        found = run(files, flags, folder, words=["recjax", "run", *argv], **told)
+        if found is None:
+            return INTERRUPTED
+        _show(*found, folder, args.cache)
+    return 0
+
+
+def _show(report: Path, last: Sequence[Stage], workdir: Path, cache: Path | None) -> None:
+    """Print the tables of the report, and what the bundle recommends to a few users."""
     if cluster.is_lead():
         metrics = json.loads((workdir / METRICS).read_text(encoding="utf-8"))
         for part in (metrics, *metrics["tasks"]):
             show([systems_table(part), differences_table(part)])
         show([*map(arms_table, metrics["arms"])])
-        [examples, *_] = ensure_prepared(last[0].recipe.mixture, args.cache)
+        [examples, *_] = ensure_prepared(last[0].recipe.mixture, cache)
         for sample in last[0].result.samples[: (workdir / "bundle").is_dir()]:
             print("\n".join(recommend_to_someone(Bundle(workdir / "bundle"), examples, sample["user_index"])))
         print(f"\n{report}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recjax import cli, run
-from recjax.core.flags import Flags
+from recjax.core.flags import Flags, recipe_files
 from recjax.serve.bundle import Bundle
 
 
@@ -87,3 +87,26 @@ def test_a_stage_is_given_the_data_it_takes(tmp_path: Path) -> None:
     assert run._bindings_for(first, [first, second], given) == ["SOURCE_DIR='/a'", "TRAIN_STEPS=3"]
     assert run._bindings_for(second, [first, second], given) == ["DATA_DIR='/b'", "TRAIN_STEPS=3"]
     assert run._bindings_for(second, [second], given) == list(given.bindings)
+
+
+def test_a_gin_file_beside_a_name_varies_every_stage(tmp_path: Path) -> None:
+    extra = tmp_path / "wide.gin"
+    module = "from __gin__ import dynamic_registration\nfrom recjax.nn import transformer\n"
+    extra.write_text(module + "WIDTH = 48\ntransformer.TransformerConfig.width = %WIDTH\n")
+    files = recipe_files("hstu")
+    for binding, width in ((), 48), (("WIDTH=56",), 56):
+        flags = Flags(gin_files=(str(extra),), bindings=binding)
+        texts = [run._recipe(file, files, flags, tmp_path, 0)[1].config for file in files]
+        assert all(f"WIDTH = {width}\n" in text and "width = %WIDTH\n" in text for text in texts)
+        assert len(set(texts)) == len(files) == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "further"),
+    [("hstu", "hstu/short"), ("hstu_target_time", "hstu/short"), ("dllm2rec", "dllm2rec/gru4rec")],
+)
+def test_the_variants_that_are_shipped_can_be_built(recipe: str, further: str, tmp_path: Path) -> None:
+    files = recipe_files(recipe)
+    flags = Flags(gin_files=(f"configs/recipe/{further}.gin",))
+    for file in files:
+        run._recipe(file, files, flags, tmp_path, 0)

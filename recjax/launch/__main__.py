@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser(kind: str, launcher: Any) -> argparse.ArgumentParser:
     out = cli.ArgumentParser(f"launch {kind}", description=KINDS[kind])
-    out.add_argument("recipe", nargs="?", default="", help="name of a recipe, instead of --gin_file")
+    out.add_argument("recipe", nargs="?", default="", help="its name; a --gin_file beside it varies every stage")
     out.add_argument("--verb", default="run", help="run (default), train or evaluate")
     out.add_argument("--name", default="", help="of the job (default: that of the recipe)")
     out.add_argument("--restarts", type=int, default=RESTARTS, help=f"at most so many (default {RESTARTS})")
