@@ -35,7 +35,10 @@ _EPSILON = 1e-5
 class BatchNorm(Module):
     """(x - mean) / sd over all but the last dimension, times `scale` plus `bias` where it is `affine`.
 
-    (Ioffe and Szegedy 2015.) Running moments move by `momentum` in a step; the variance among them is the unbiased one.
+    (Ioffe and Szegedy 2015.) Running moments are those of the first batch, then means of all batches, and move by
+    `momentum` once more than 1 / `momentum` have been seen: what they began with is forgotten at once. Moments that
+    always moved by `momentum` would stay near a variance of 1 for hundreds of batches where activations are small. The
+    variance among them is the unbiased one.
     """
 
     path = ""
@@ -47,6 +50,7 @@ class BatchNorm(Module):
         self.epsilon, self.momentum = epsilon, momentum
         self.mean = param(rngs, (width,), (None,), zeros, trained=False)
         self.variance = param(rngs, (width,), (None,), ones, trained=False)
+        self.batches = param(rngs, (), (), zeros, trained=False)
         self.scale = param(rngs, (width,), (None,), ones) if affine else None
         self.bias = param(rngs, (width,), (None,), zeros) if affine else None
 
@@ -76,9 +80,11 @@ def moved(module: Module, seen: Mapping[str, Any]) -> dict[str, jax.Array]:
     values: dict[str, jax.Array] = {}
     for _, node in nnx.iter_graph(module):
         if isinstance(node, BatchNorm) and f"{node.path}/mean" in seen:
+            batches = values[f"{node.path}/batches"] = node.batches[...] + 1
+            share = jnp.maximum(node.momentum, 1 / batches)
             for name in ("mean", "variance"):
-                path, before = f"{node.path}/{name}", getattr(node, name)[...]
-                values[path] = before + node.momentum * (seen[path].mean(0) - before)
+                path = f"{node.path}/{name}"
+                values[path] = (1 - share) * getattr(node, name)[...] + share * seen[path].mean(0)
     return values
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,11 @@ def built(config: Deep, **more: bool) -> tuple[Functional, Params, dict[str, jax
     return model, params, {"x": jnp.float32(3 * draw.normal(size=(B, INPUTS)) + 1)}
 
 
+def long_trained(params: Params) -> Params:
+    """The same after 100 batches, when running moments move by their momentum."""
+    return {"tower": params["tower"] | {"norm0": params["tower"]["norm0"] | {"batches": jnp.float32(100)}}}
+
+
 def exact(params: Params) -> Params:
     return jax.tree.map(np.float64, params)
 
@@ -52,15 +59,38 @@ def test_batch_norm_goes_by_its_batch_in_training_and_by_running_moments_else() 
         np.testing.assert_allclose(model.apply(params, batch, train=train)["y"], want, rtol=1e-4, atol=1e-4)
     out = model.apply(params, batch, train=True)
     seen = {name: out[name][None] for name in ("tower/norm0/mean", "tower/norm0/variance")}
-    after = model.maintain(params, seen, jax.random.key(0))["tower"]["norm0"]
+    after = model.maintain(long_trained(params), seen, jax.random.key(0))["tower"]["norm0"]
     np.testing.assert_allclose(after["mean"], 0.9 * norm["mean"] + 0.1 * x.mean(0), rtol=1e-5)
     np.testing.assert_allclose(after["variance"], 0.9 * norm["variance"] + 0.1 * x.var(0, ddof=1), rtol=1e-4)
-    assert set(model.untrained) == {"tower/norm0/mean", "tower/norm0/variance"}
+    assert after["batches"] == 101
+    assert set(model.untrained) == {f"tower/norm0/{name}" for name in ("mean", "variance", "batches")}
+
+
+@pytest.mark.parametrize(
+    ("config", "norm"), [({"norm": "batch"}, ("norm0",)), ({"activation": "dice"}, ("dice0", "norm"))]
+)
+def test_a_model_of_a_few_steps_is_evaluated_as_it_was_trained(config: dict[str, str], norm: tuple[str, ...]) -> None:
+    """Small activations: running moments are means of what was seen, without a trace of the variance of 1 at first."""
+    model, _, _ = built(TowerConfig(widths=(4,), **config))
+    params, draw = model.init(jax.random.key(1)), np.random.default_rng(1)
+    seen = []
+    for _ in range(8):
+        batch = {"x": jnp.float32(1e-2 * draw.normal(size=(256, INPUTS)) + 1e-2)}
+        out = model.apply(params, batch, train=True)
+        seen.append({name: value for name, value in out.items() if name != "y"})
+        params = model.maintain(params, {k: v[None] for k, v in seen[-1].items()}, jax.random.key(0))
+    after = functools.reduce(lambda tree, name: tree[name], ("tower", *norm), params)
+    for name in ("mean", "variance"):
+        path = "/".join(("tower", *norm, name))
+        np.testing.assert_allclose(after[name], np.mean([s[path] for s in seen], axis=0), rtol=1e-5, atol=1e-9)
+    told, trained = (model.apply(params, batch, train=train)["y"] for train in (False, True))
+    np.testing.assert_allclose(told, trained, atol=0.3 * np.asarray(trained).std())
 
 
 def test_moments_of_micro_batches_are_averaged() -> None:
     model, params, _ = built(TowerConfig(widths=(2,), norm="batch"))
     seen = {f"tower/norm0/{name}": jnp.float32([[1, 2], [3, 6]]) for name in ("mean", "variance")}
+    params = long_trained(params)
     after = model.maintain(params, seen, jax.random.key(0))["tower"]["norm0"]["mean"]
     before = np.asarray(params["tower"]["norm0"]["mean"])
     np.testing.assert_allclose(after, 0.9 * before + 0.1 * np.asarray([2, 4]), rtol=1e-5)
