@@ -31,8 +31,9 @@ class LayerwiseDropout:
         """One rate for each layer, the lowest layer first; a single layer gets the mean."""
         if num_layers == 1:
             return ((self.low_layer + self.high_layer) / 2,)
-        step = (self.high_layer - self.low_layer) / (num_layers - 1)
-        return tuple(self.low_layer + step * i for i in range(num_layers))
+        parts = (i / (num_layers - 1) for i in range(num_layers))
+        # Not low + i * step, whose last rate may be a rounding error below zero.
+        return tuple(self.low_layer * (1 - part) + self.high_layer * part for part in parts)
 
 
 def dropout(x: Float[Array, "*s"], rate: Rate, key: Key[Array, ""]) -> Float[Array, "*s"]:

@@ -84,3 +84,10 @@ def test_layerwise_rates_are_linear_and_keep_the_mean(layers: int) -> None:
     assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
     if layers > 1:
         assert rates[0] == pytest.approx(0.4) and rates[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.0), (0.0, 0.2), (0.1, 0.3), (0.7, 0.7)])
+def test_layerwise_rates_end_where_they_are_told_to(low: float, high: float) -> None:
+    for layers in range(2, 65):
+        rates = LayerwiseDropout(low_layer=low, high_layer=high).rates(layers)
+        assert (rates[0], rates[-1]) == (low, high) and min(rates) >= 0
