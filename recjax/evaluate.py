@@ -13,7 +13,8 @@ from pathlib import Path
 
 from recjax import cli, command
 from recjax.codes_evaluation import CodesEvaluation, CodesEvaluator
-from recjax.core.errors import ConfigError
+from recjax.core import mirror
+from recjax.core.errors import CheckpointError, ConfigError
 from recjax.evaluation import assess
 from recjax.label_evaluation import LabelEvaluator
 from recjax.launch import cluster
@@ -31,29 +32,31 @@ def evaluate_run(
 ) -> dict[str, Result]:
     """Evaluate a checkpoint of `workdir` on every task of the mixture, unseen ones too; saves task -> result.
 
-    `checkpoint` chooses as in `trained.load`. Raises `CheckpointError` when there is none that fits. Nothing is found
-    for a model that ranks nobody: what there is to say of its codes stands in their artifact.
+    `workdir` is a folder or a URL, and `checkpoint` chooses as in `trained.load`. Raises `CheckpointError` when there
+    is none that fits. Nothing is found for a model that ranks nobody: what there is to say of its codes stands in
+    their artifact.
     """
     if isinstance(recipe.evaluation, CodesEvaluation):
         return {}
-    run = load(recipe, workdir, checkpoint=checkpoint, cache=cache)
-    stated = {
-        "history_length": recipe.feed.history_length,
-        "recipe": recipe.name,
-        "checkpoint_step": run.step,
-        "seeds": {"recipe": recipe.seed},
-    }
-    found = {}
-    for at, task in enumerate(recipe.mixture.evaluated):
-        evaluator = run.assembly.evaluator(split, at)
-        assert not isinstance(evaluator, CodesEvaluator)
-        if isinstance(evaluator, LabelEvaluator | RankerEvaluator):
-            found[task.name] = evaluator.assess(run.params, stated)
-        else:
-            found[task.name] = assess(evaluator, run.params, stated)
-        if cluster.is_lead():
-            found[task.name].save(folder_of(recipe, workdir, split, task.name))
-    return found
+    with mirror.local(workdir, error=CheckpointError, cache=cache) as place:
+        run = load(recipe, place, checkpoint=checkpoint, cache=cache)
+        stated = {
+            "history_length": recipe.feed.history_length,
+            "recipe": recipe.name,
+            "checkpoint_step": run.step,
+            "seeds": {"recipe": recipe.seed},
+        }
+        found = {}
+        for at, task in enumerate(recipe.mixture.evaluated):
+            evaluator = run.assembly.evaluator(split, at)
+            assert not isinstance(evaluator, CodesEvaluator)
+            if isinstance(evaluator, LabelEvaluator | RankerEvaluator):
+                found[task.name] = evaluator.assess(run.params, stated)
+            else:
+                found[task.name] = assess(evaluator, run.params, stated)
+            if cluster.is_lead():
+                found[task.name].save(folder_of(recipe, place, split, task.name))
+        return found
 
 
 def folder_of(recipe: Recipe, workdir: Path, split: str, task: str) -> Path:

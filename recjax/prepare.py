@@ -1,8 +1,8 @@
 """`recjax prepare`: data directories checked and brought in, and the examples of a recipe's tasks made once.
 
 A folder of examples appears whole or not at all, and what is finished is used again. A lock keeps two processes from
-doing the same work; where a file system has no locks, the first to finish wins. Making examples needs TensorFlow and
-seqio and happens in a process of its own (`ensure_prepared`); reading them needs neither.
+doing the same work; where a file system has no locks, the first to finish wins. Examples are made in a process of
+their own (`ensure_prepared`), because those with text need TensorFlow and seqio; others, and reading, need neither.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from recjax import cli
@@ -25,12 +25,14 @@ from recjax.core import errors
 from recjax.core.errors import ConfigError, ExamplesError, RecjaxError
 from recjax.core.flags import Flags, parse_argv, recipe_files
 from recjax.core.progress import Progress
+from recjax.core.remote import local_cache, shared_cache
 from recjax.data.examples import Examples, write_examples
+from recjax.data.record import Column
 from recjax.data.small_world import SmallWorld
 from recjax.data.sources import DataDir, World
-from recjax.tasks.cache import Place, cache_root, described, place_of
+from recjax.tasks.cache import Place, bring, described, place_of, share
 from recjax.tasks.mixtures import Mixture
-from recjax.tasks.work import Task, columns_of, count, in_parts
+from recjax.tasks.work import Task, Work, columns_of, count, in_parts
 
 _ERROR_FILE = "error.json"
 _MIXTURE_FILE = "mixture.pickle"
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parse_argv(sys.argv[1:] if argv is None else argv)
     parser = cli.ArgumentParser("prepare")
     parser.epilog = _EXAMPLES
-    parser.add_argument("recipe", nargs="?", default="", help="name of a recipe, instead of --gin_file")
+    parser.add_argument("recipe", nargs="?", default="", help="its name; a --gin_file beside it varies every stage")
     parser.add_argument("--cache", type=Path, help="where prepared examples are kept (default: RECJAX_CACHE)")
     parser.add_argument("--check", metavar="DIR", help="say what is understood of a data directory and what is wrong")
     parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="column names, for --check")
@@ -99,13 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prepare(mixture: Mixture, cache: str | os.PathLike[str] | None = None) -> list[Path]:
     """Make the examples of every task that are not there yet; the folders of all tasks.
 
-    Raises `ExamplesError` when a folder is damaged, or when something is to be made where TensorFlow or seqio is
-    missing, and `DataError` when the data cannot be used.
+    Raises `ExamplesError` when a folder is damaged, or when text is to be spelt where TensorFlow or seqio is missing,
+    and `DataError` when the data cannot be used.
     """
     paths = []
     for task in mixture.evaluated:
         place = place_of(task, cache)
-        if not place.path.exists():
+        if not bring(place):
             _make(task, place)
         paths.append(Examples.open(place.path).path)
     return paths
@@ -116,21 +118,19 @@ def ensure_prepared(mixture: Mixture, cache: str | os.PathLike[str] | None = Non
 
     This process stays without TensorFlow. Raises what `prepare` raises.
     """
-    paths = [place_of(task, cache).path for task in mixture.evaluated]
-    missing = [path for path in paths if not path.exists()]
+    places = [place_of(task, cache) for task in mixture.evaluated]
+    missing = [place for place in places if not place.path.exists()]
     if missing:
         # Of several processes on a machine one starts the other process, which has a lock of its own.
-        with _locked(missing[0].with_name(f".{missing[0].name}.wait")):
-            if not all(path.exists() for path in missing):
-                _prepare_elsewhere(mixture, cache_root(cache))
-    return [Examples.open(path) for path in paths]
+        first = missing[0].path
+        with _locked(first.with_name(f".{first.name}.wait")):
+            if not all(bring(place) for place in missing):
+                _prepare_elsewhere(mixture, shared_cache(cache) or local_cache(cache))
+    return [Examples.open(place.path) for place in places]
 
 
 def _run_specification(folder: Path, cache: Path) -> int:
     """The other end of `ensure_prepared`: prepare the mixture in `folder`, leaving a mistake there as a file."""
-    from recjax.tasks.seqio_bridge import import_quietly
-
-    import_quietly()
     try:
         prepare(pickle.loads((folder / _MIXTURE_FILE).read_bytes()), cache)
     except RecjaxError as error:
@@ -140,10 +140,7 @@ def _run_specification(folder: Path, cache: Path) -> int:
     return 0
 
 
-def _prepare_elsewhere(mixture: Mixture, cache: Path) -> None:
-    from recjax.tasks.seqio_bridge import check_available
-
-    check_available()
+def _prepare_elsewhere(mixture: Mixture, cache: str | Path) -> None:
     package_root = str(Path(errors.__file__).parents[2])
     path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory(prefix="recjax-prepare-") as name:
@@ -163,9 +160,6 @@ def _prepare_elsewhere(mixture: Mixture, cache: Path) -> None:
 
 
 def _make(task: Task, place: Place) -> None:
-    from recjax.tasks.seqio_bridge import check_available, materialise, seqio_task
-
-    check_available()
     path = place.path
     with _locked(path.with_name(f".{path.name}.lock")):
         if path.exists():
@@ -173,6 +167,7 @@ def _make(task: Task, place: Place) -> None:
         for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed: nobody else is here
             shutil.rmtree(leftover, ignore_errors=True)
         work = task.work()
+        parts = _spelt(work) if work.steps else lambda split: in_parts(work.raw[split], _AT_ONCE)
         facts = {
             "task": task.name,
             "config": described(task),
@@ -183,14 +178,11 @@ def _make(task: Task, place: Place) -> None:
         try:
             kept = {name: getattr(work, name) for name in ("vocab", "items", "users", "text", "files")}
             with write_examples(path, facts=facts, **kept) as writer:
-                converted = seqio_task(work)
                 for split, schema in work.schemas.items():
                     writer.add(split, schema, columns_of([], schema))
                     total = count(work.raw[split])
                     with Progress(f"{task.name}: {split}", total=total, unit="users") as progress:
-                        # Without steps seqio would hand each example back as it is, some hundred times slower.
-                        made = materialise(converted, split) if work.steps else in_parts(work.raw[split], _AT_ONCE)
-                        for columns in made:
+                        for columns in parts(split):
                             writer.add(split, schema, columns)
                             if writer.examples(split) < total:
                                 progress.update(writer.examples(split))
@@ -198,6 +190,17 @@ def _make(task: Task, place: Place) -> None:
         except ExamplesError:
             if not path.exists():  # else another process, unseen by the lock, was first; its folder serves as well
                 raise
+        share(place)
+
+
+def _spelt(work: Work) -> Callable[[str], Iterator[Mapping[str, Column]]]:
+    """The examples of a split, by TensorFlow and seqio; raises `ExamplesError` where they are missing."""
+    from recjax.tasks.seqio_bridge import check_available, import_quietly, materialise, seqio_task
+
+    check_available()
+    import_quietly()
+    converted = seqio_task(work)
+    return lambda split: materialise(converted, split)
 
 
 @contextlib.contextmanager
@@ -262,11 +265,9 @@ def _mixtures(recipe: str, flags: Flags) -> list[Mixture]:
     """The mixtures of a recipe's stages, or of one gin file."""
     from recjax.command import load
 
-    if recipe and flags.gin_files:
-        raise ConfigError("a recipe is given twice", where=f"{recipe} and --gin_file={flags.gin_files[0]}")
     if not recipe:
         return [load(flags)[0].mixture]
-    stages = (dataclasses.replace(flags, gin_files=(str(stage),)) for stage in recipe_files(recipe))
+    stages = (dataclasses.replace(flags, gin_files=(str(f), *flags.gin_files)) for f in recipe_files(recipe))
     return [load(stage)[0].mixture for stage in stages]
 
 

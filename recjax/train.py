@@ -23,13 +23,12 @@ import jax
 import numpy as np
 
 from recjax import cli, command
-from recjax.core import flops, switch
+from recjax.core import flops, mirror, switch
 from recjax.core.checkpoint import Checkpointer
 from recjax.core.config import Snapshot
 from recjax.core.errors import INTERRUPTED, CheckpointError, ConfigError, TrainingError
 from recjax.core.interruption import Stop, is_sound
 from recjax.core.optim import eval_params, learning_rate
-from recjax.core.remote import refuse_url
 from recjax.core.state import TrainState
 from recjax.core.warm_start import WarmStart
 from recjax.core.writer import LateMetrics, RunWriter, StepMetrics
@@ -106,26 +105,24 @@ def train(
     words: Sequence[str] = (),
     devices: Sequence[Any] | None = None,
 ) -> Outcome:
-    """Train `recipe` in `workdir`, going on from the newest whole checkpoint there.
+    """Train `recipe` in `workdir`, a folder or a URL, going on from the newest whole checkpoint there.
 
     `initial` says where the parameters of a fresh run come from, instead of the recipe; `profile` is a range of steps
     to trace into `workdir/profile`; `words` is the command line for the manifest; `devices` are used instead of all.
-    Raises `TrainingError` when the loss is not a number, `CheckpointError` when a checkpoint is of another model,
-    `ConfigError` for a `workdir` at a URL.
+    Raises `TrainingError` when the loss is not a number, `CheckpointError` when a checkpoint is of another model, or
+    cannot be brought from or to a URL.
     """
-    refuse_url(workdir, "workdir", error=ConfigError)
-    examples = ensure_prepared(recipe.mixture, cache)
-    run = _Run(Assembly(recipe, examples, devices), workdir, profile)
-    with (
-        run.assembly.mesh.activate(),
-        Checkpointer(
-            workdir / CHECKPOINTS, recipe.checkpoints, recipe=recipe.name, vocabulary=run.assembly.vocabulary_hash
-        ) as checkpoints,
-    ):
+    assembly = Assembly(recipe, ensure_prepared(recipe.mixture, cache), devices)
+    told = {"recipe": recipe.name, "vocabulary": assembly.vocabulary_hash}
+    with contextlib.ExitStack() as closing:
+        folder = closing.enter_context(mirror.local(workdir, error=CheckpointError, cache=cache))
+        run = _Run(assembly, folder, profile)
+        closing.enter_context(assembly.mesh.activate())
+        checkpoints = closing.enter_context(Checkpointer(folder / CHECKPOINTS, recipe.checkpoints, **told))
         begin = run.restore_or_start(checkpoints, initial or recipe.warm_start)
-        with RunWriter(workdir, first_step=int(begin.step), total_steps=recipe.train_steps) as writer:
+        with RunWriter(folder, first_step=int(begin.step), total_steps=recipe.train_steps) as writer:
             writer.describe(run.facts(words), snapshot)
-            with Stop(run.assembly.mesh) as stop:
+            with Stop(assembly.mesh) as stop:
                 return run.loop(begin, checkpoints, writer, stop)
 
 

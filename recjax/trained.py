@@ -16,10 +16,10 @@ import jax
 
 from recjax import command
 from recjax.cli import ArgumentParser
-from recjax.core import saved
+from recjax.core import mirror, saved
 from recjax.core.adapters import Adapted
 from recjax.core.checkpoint import restore_params
-from recjax.core.errors import ConfigError
+from recjax.core.errors import CheckpointError, ConfigError
 from recjax.core.module import Params
 from recjax.prepare import ensure_prepared
 from recjax.recipe import Assembly, Recipe
@@ -37,7 +37,7 @@ class Trained:
 
 
 def load(recipe: Recipe, workdir: Path, *, checkpoint: str = "", cache: Path | None = None) -> Trained:
-    """The parameters of a checkpoint of `workdir`, adapters merged into them.
+    """The parameters of a checkpoint of `workdir`, a folder or a URL, adapters merged into them.
 
     `checkpoint` is a step, "newest", or "max:metric" ("min:metric") for the best by it; "" is the best by the metric
     of the recipe's checkpoints, or the newest where it names none. Raises `CheckpointError` when there is none that
@@ -46,13 +46,14 @@ def load(recipe: Recipe, workdir: Path, *, checkpoint: str = "", cache: Path | N
     assembly = Assembly(recipe, ensure_prepared(recipe.mixture, cache))
     kept = recipe.checkpoints
     chosen: Any = checkpoint or (f"{kept.mode}:{kept.metric}" if kept.metric else "newest")
-    params, record = restore_params(
-        workdir / CHECKPOINTS,
-        assembly.abstract_state().params,
-        step=int(chosen) if chosen.isdigit() else chosen,
-        vocabulary=assembly.vocabulary_hash,
-    )
-    folder = workdir / CHECKPOINTS / saved.name_of(record.step)
+    with mirror.local(workdir, error=CheckpointError, cache=cache) as at:
+        params, record = restore_params(
+            at / CHECKPOINTS,
+            assembly.abstract_state().params,
+            step=int(chosen) if chosen.isdigit() else chosen,
+            vocabulary=assembly.vocabulary_hash,
+        )
+    folder = at / CHECKPOINTS / saved.name_of(record.step)
     if isinstance(assembly.model, Adapted):
         adapted, assembly = assembly.model, Assembly(dataclasses.replace(recipe, adapters=None), assembly.evaluated)
         places = assembly.mesh.shardings(assembly.model.axes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,41 @@ def recjax_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs TensorFlow where seqio cannot be installed (Python 3.12), or an absent compiler."""
+    """Leave out what needs TensorFlow where seqio cannot be installed (Python 3.12), or an absent compiler.
+
+    The tests of a file run in one worker, which makes what they share once, but for those with a group of their own.
+    """
     for marker, package in (("tensorflow", "seqio"), ("libtpu", "libtpu")):
         if importlib.util.find_spec(package) is None:
             left_out = [item for item in items if item.get_closest_marker(marker)]
             items[:] = [item for item in items if item not in left_out]
             config.hook.pytest_deselected(items=left_out)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A server that speaks S3, with an empty bucket; returns the URL of the bucket."""
+    import boto3
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    running = ThreadedMotoServer(port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3").create_bucket(Bucket="shop")
+        yield "s3://shop"
+    running.stop()
+    fsspec.filesystem("s3").clear_instance_cache()
 
 
 def prepare_plainly(task: Any, cache: Path | None = None) -> None:

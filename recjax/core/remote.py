@@ -3,7 +3,8 @@
 `here("s3://bucket/shop")` is a folder of this machine with the files that lie below the URL. It is named by what lies
 there (names, sizes, entity tags), so that nothing is fetched twice and a change is noticed; it appears by rename, so
 that half of it is never read. `publish` goes the other way, the manifest last, so that others see a whole folder or
-none. Stores are those of fsspec: `s3://` with the extra `s3`, `gs://` with the extra `gcs`, `memory://` for tests.
+none. Folders that are worked on at a URL are for `core.mirror`. Stores are those of fsspec: `s3://` with the extra
+`s3`, `gs://` with the extra `gcs`, `memory://` for tests.
 What may pass (a lost connection, a store that is busy) is tried again; what will not (no such bucket, no permission,
 no credentials) is said at once.
 """
@@ -46,15 +47,67 @@ def url_of(path: str | os.PathLike[str]) -> str:
     return f"{found[1]}://{found[2].rstrip('/')}"
 
 
-def refuse_url(path: str | os.PathLike[str], what: str, *, error: type[RecjaxError]) -> None:
-    """Raise `error` for what has to be a folder of this machine, before `Path` makes a strange one of it."""
-    if is_url(path):
-        raise error(
-            f"the {what} cannot be at a URL",
-            where=url_of(path),
-            expected="a folder of this machine, or one that is mounted",
-            mend="mount the bucket (gcsfuse, mountpoint-s3); data directories, artifacts and bundles may be at URLs",
-        )
+def local_cache(cache: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of this machine for what is kept between runs: `cache`, else RECJAX_CACHE, else ~/.cache/recjax.
+
+    The last one too where a cache at a URL is named: what is there is brought into it.
+    """
+    named = cache or os.environ.get("RECJAX_CACHE")
+    return Path.home() / ".cache" / "recjax" if not named or is_url(named) else Path(named).expanduser()
+
+
+def shared_cache(cache: str | os.PathLike[str] | None = None) -> str:
+    """The URL of the cache that machines share, where `cache` or RECJAX_CACHE is one; else empty."""
+    named = cache or os.environ.get("RECJAX_CACHE") or ""
+    return url_of(named) if is_url(named) else ""
+
+
+class Store:
+    """The files below one URL, by their names relative to it; every call is tried again where that may help.
+
+    Raises `error` when there is no library for the URL, and in every call that fails in the end.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], error: type[RecjaxError]) -> None:
+        self.url, self.error = url_of(url), error
+        self._files, self.root = _open(self.url, error)
+
+    def listing(self) -> Listing:
+        """The size of every file, and what changes when its content does."""
+
+        def find() -> Listing:
+            self._files.invalidate_cache()
+            found: Mapping[str, Any] = self._files.find(self.root, detail=True)
+            names = {name[len(self.root) :].lstrip("/"): told for name, told in found.items()}
+            return {
+                name: (int(told["size"]), next((str(told[tag]) for tag in _TAGS if told.get(tag)), ""))
+                for name, told in names.items()
+                if name and told["type"] == "file"
+            }
+
+        return _again(find, self.url, self.error)
+
+    def get(self, name: str, size: int, folder: Path) -> None:
+        """Copy a file of so many bytes to the place of its name below a folder."""
+        target = folder / name
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise self.error(f"{name!r} cannot be the name of a file here", where=self.url)
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+        def get() -> None:
+            self._files.get_file(f"{self.root}/{name}", str(target))
+            if target.stat().st_size != size:
+                raise OSError(f"{name} came with {target.stat().st_size} of {size} bytes")
+
+        _again(get, self.url, self.error)
+
+    def put(self, file: Path, name: str) -> None:
+        """Copy a file of this machine there, in place of what has its name."""
+        _again(lambda: self._files.put_file(str(file), f"{self.root}/{name}"), self.url, self.error)
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        _again(lambda: self._files.rm_file(f"{self.root}/{name}"), self.url, self.error)
 
 
 def here(
@@ -66,37 +119,45 @@ def here(
     """
     if not is_url(path):
         return Path(path)
-    url = url_of(path)
-    store, root = _open(url, error)
+    store = Store(path, error)
     for _ in range(ATTEMPTS):
-        found = _listing(store, root, url, error)
+        found = store.listing()
         if not found:
-            raise error("there is nothing at this URL", where=url, expected="a folder with files")
-        folder = _root(cache) / _digest({**found, "": (0, url)}) / Path(root).name
+            raise error("there is nothing at this URL", where=store.url, expected="a folder with files")
+        folder = local_cache(cache) / "remote" / _digest({**found, "": (0, store.url)}) / Path(store.root).name
         if not folder.exists():
-            _fetch(store, root, url, found, folder, error)
-        if _listing(store, root, url, error) == found:
+            _fetch(store, found, folder)
+        if store.listing() == found:
             return folder
-    raise error("what is at this URL keeps changing", where=url, mend="wait until it has been written")
+    raise error("what is at this URL keeps changing", where=store.url, mend="wait until it has been written")
 
 
-def publish(folder: Path, to: str | os.PathLike[str], *, error: type[RecjaxError]) -> None:
-    """Copy the files of a folder to a URL where nothing is, its manifest last; raises `error`."""
-    url = url_of(to)
-    store, root = _open(url, error)
-    if _listing(store, root, url, error):
-        raise error("will not overwrite what exists", where=url, mend="give another URL, or remove this one")
+def download(path: str | os.PathLike[str], folder: Path, *, error: type[RecjaxError]) -> None:
+    """Copy what lies at a URL into a folder; raises `error`."""
+    store = Store(path, error)
+    for name, (size, _) in store.listing().items():
+        store.get(name, size, folder)
+
+
+def publish(
+    folder: Path, to: str | os.PathLike[str], *, error: type[RecjaxError], replace_unfinished: bool = False
+) -> None:
+    """Copy the files of a folder to a URL where nothing is, its manifest last; raises `error`.
+
+    With `replace_unfinished` there may be files without a manifest, as a process leaves them that was killed.
+    """
+    store = Store(to, error)
+    found = store.listing()
+    if LAST in found or (found and not replace_unfinished):
+        raise error("will not overwrite what exists", where=store.url, mend="give another URL, or remove this one")
     files = sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.name == LAST)
     for file in files:
-        target = f"{root}/{file.relative_to(folder).as_posix()}"
-        _again(lambda file=file, target=target: store.put_file(str(file), target), url, error)
+        store.put(file, file.relative_to(folder).as_posix())
 
 
 def children(url: str, *, error: type[RecjaxError]) -> list[str]:
     """The names right below a URL; raises `error` when it cannot be reached, none where there is nothing."""
-    store, root = _open(url, error)
-    names = {name.partition("/")[0] for name in _listing(store, root, url, error)}
-    return sorted(names)
+    return sorted({name.partition("/")[0] for name in Store(url, error).listing()})
 
 
 def exists(url: str, *, error: type[RecjaxError]) -> bool:
@@ -104,10 +165,6 @@ def exists(url: str, *, error: type[RecjaxError]) -> bool:
     store, path = _open(url, error)
     store.invalidate_cache()
     return bool(_again(lambda: store.exists(path), url, error))
-
-
-def _root(cache: str | os.PathLike[str] | None) -> Path:
-    return Path(cache or os.environ.get("RECJAX_CACHE") or Path.home() / ".cache" / "recjax") / "remote"
 
 
 def _open(url: str, error: type[RecjaxError]) -> tuple[Any, str]:
@@ -126,36 +183,12 @@ def _open(url: str, error: type[RecjaxError]) -> tuple[Any, str]:
     return store, root
 
 
-def _listing(store: Any, root: str, url: str, error: type[RecjaxError]) -> Listing:
-    def find() -> Listing:
-        store.invalidate_cache()
-        found: Mapping[str, Any] = store.find(root, detail=True)
-        names = {name[len(root) :].lstrip("/"): told for name, told in found.items()}
-        return {
-            name: (int(told["size"]), next((str(told[tag]) for tag in _TAGS if told.get(tag)), ""))
-            for name, told in names.items()
-            if name and told["type"] == "file"
-        }
-
-    return _again(find, url, error)
-
-
-def _fetch(store: Any, root: str, url: str, files: Listing, folder: Path, error: type[RecjaxError]) -> None:
+def _fetch(store: Store, files: Listing, folder: Path) -> None:
     """Copy files into a folder that appears when all of them are there in full."""
     beside = folder.parent.with_name(f".{folder.parent.name}.{secrets.token_hex(6)}.tmp")
     try:
         for name, (size, _) in files.items():
-            target = beside / folder.name / name
-            if not target.resolve().is_relative_to(beside.resolve()):
-                raise error(f"{name!r} cannot be the name of a file here", where=url)
-            target.parent.mkdir(parents=True, exist_ok=True)
-
-            def get(name: str = name, target: Path = target, size: int = size) -> None:
-                store.get_file(f"{root}/{name}", str(target))
-                if target.stat().st_size != size:
-                    raise OSError(f"{name} came with {target.stat().st_size} of {size} bytes")
-
-            _again(get, url, error)
+            store.get(name, size, beside / folder.name)
         folder.parent.parent.mkdir(parents=True, exist_ok=True)
         try:
             beside.rename(folder.parent)

@@ -7,8 +7,8 @@
 
 A folder is made under another name and renamed when complete, so a folder named by a step is a finished one unless
 something damaged it later. Arrays are named by path and not by the classes that held them, so a checkpoint can be
-read by whoever knows the names. Folders are on a local or mounted file system; which of them to keep or to restore
-is for `core.checkpoint` to say.
+read by whoever knows the names. Folders are on a local or mounted file system (`core.mirror` takes them to a URL);
+which of them to keep or to restore is for `core.checkpoint` to say.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,18 @@ def steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(int(child.name) for child in directory.iterdir() if re.fullmatch(r"\d{9,}", child.name))
+
+
+def belongs(name: str) -> str:
+    """The checkpoint, a folder, that a file of this name is part of; "" where it is not of a checkpoint."""
+    found = re.match(r"((?:.*/)?\d{9,})/", name)
+    return found[1] if found else ""
+
+
+def unfinished(names: Iterable[str]) -> list[str]:
+    """Those of the names of files that are of checkpoints without their list of files, which is written last."""
+    known = set(names)
+    return [name for name in known if belongs(name) and f"{belongs(name)}/{FILES}" not in known]
 
 
 def signature(tree: Any) -> Signature:

@@ -52,37 +52,60 @@ class Histories:
         return np.diff(self.offsets)
 
 
-def histories(interactions: pl.DataFrame, *, min_events: int = 1) -> Histories:
+def histories(interactions: pl.DataFrame, *, min_events: int = 1, may_be_empty: bool = False) -> Histories:
     """Group a log by user; users with fewer than `min_events` events are left out as if they were not in the log.
 
-    Needs user_id, item_id, `order`, timestamp where there are times, and split where splits are given.
+    Needs user_id, item_id, `order`, timestamp where there are times, and split where splits are given. Raises
+    `DataError` when no user is left, unless the log `may_be_empty`, as a part of one may.
     """
     more = [c for c in ("timestamp", "split") if c in interactions.columns]
     log = interactions.select(["user_id", "item_id", "order", *more])
-    log = log.sort(["user_id", "order"], maintain_order=True)
+    if not _is_in_order(log):
+        log = log.sort(["user_id", "order"], maintain_order=True)
     users = log.get_column("user_id").rle_id().to_numpy()
     counts = np.bincount(users, minlength=0)
     kept = counts >= min_events
     if not kept.all():
         log = log.filter(pl.Series(kept[users]))
-    if log.is_empty():
+    if log.is_empty() and not may_be_empty:
         raise DataError(
             "no user has enough events",
             where="interactions",
             expected=f"users with at least {min_events} events (min_events)",
             mend="lower min_events, or bring more data",
         )
-    item = log.get_column("item_id")
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[kept], dtype=np.int64)])
+    item_ids, items = coded(log.get_column("item_id"))
     return Histories(
-        user_ids=log.get_column("user_id").unique(maintain_order=True),
-        item_ids=item.unique().sort(),
-        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[kept], dtype=np.int64)]),
-        items=(item.rank("dense") - 1).cast(pl.Int32).to_numpy(),
+        user_ids=log.get_column("user_id").gather(offsets[:-1]),
+        item_ids=item_ids,
+        offsets=offsets,
+        items=items,
         times=log.get_column("timestamp").to_numpy() if "timestamp" in log.columns else None,
         splits=_numbered(log.get_column("split")) if "split" in log.columns else None,
         users_dropped=int(np.count_nonzero(~kept)),
         events_dropped=int(counts[~kept].sum()),
     )
+
+
+def coded(ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
+    """The different ids in order, and int32 [n]: the number of each id among them."""
+    different = ids.unique().sort()
+    if not ids.dtype.is_integer():
+        return different, ids.cast(pl.Enum(different)).to_physical().cast(pl.Int32).to_numpy()
+    values, sought = different.to_numpy(), ids.to_numpy()
+    span = int(values[-1]) - int(values[0]) + 1 if len(values) else 0
+    if span > 4 * len(sought):
+        return different, np.searchsorted(values, sought).astype(np.int32)
+    number = np.empty(span, np.int32)
+    number[values - values[:1]] = np.arange(len(values))
+    return different, number[sought - values[:1]]
+
+
+def _is_in_order(log: pl.DataFrame) -> bool:
+    user, order = pl.col("user_id"), pl.col("order")
+    later = (user > user.shift(1)) | ((user == user.shift(1)) & (order >= order.shift(1)))
+    return log.select(later.fill_null(True).all()).item()
 
 
 @dataclass(frozen=True)

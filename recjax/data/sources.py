@@ -19,6 +19,7 @@ import polars as pl
 from recjax.core.errors import DataError
 from recjax.core.remote import here, is_url
 from recjax.data.directory import SIMULATED
+from recjax.data.history import coded
 from recjax.data.problems import Findings
 from recjax.data.reader import TABLES, Reader
 from recjax.data.relations import align_ids, check_unique, count_unknown
@@ -26,6 +27,9 @@ from recjax.data.simulate import World
 from recjax.data.small_world import SmallWorld
 from recjax.data.tables import TIE_RULE, Tables
 from recjax.data.vectors import read_vectors
+
+ROW, _KEY = "__row", "__key"  # the number of a row in the file, and what rows are sorted by
+_KEYS = ("timestamp", "position")
 
 __all__ = ["TIE_RULE", "DataDir", "Tables", "World", "read_tables"]
 
@@ -110,35 +114,62 @@ def read_tables(
     )
 
 
+def in_order(interactions: pl.DataFrame, ticks: int) -> pl.DataFrame:
+    """Rows in the order of the file, sorted by user, time and position; with `order`, and times in seconds."""
+    return _numbered(_sorted(interactions, ["user_id", *(c for c in _KEYS if c in interactions.columns)]), ticks)
+
+
+def _numbered(frame: pl.DataFrame, ticks: int) -> pl.DataFrame:
+    if "timestamp" in frame.columns:
+        frame = frame.with_columns(pl.col("timestamp").floordiv(ticks))
+    user = frame.get_column("user_id").rle_id().to_numpy()
+    starts = np.flatnonzero(np.diff(user, prepend=-1))
+    return frame.with_columns(order=pl.Series(np.arange(len(user)) - starts[user], dtype=pl.Int64))
+
+
+def _sorted(frame: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
+    """A stable sort, by one number made of all columns where there is room for it: several times as fast."""
+    key, room = np.zeros(frame.height, np.int64), 1
+    for column in columns:
+        values = frame[column]
+        numbers = coded(values)[1] if values.dtype == pl.String else values.to_numpy()
+        low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
+        room *= high - low + 1
+        if room >= 2**63:
+            return frame.sort(columns, maintain_order=True)
+        key = key * (high - low + 1) + (numbers - low)
+    return frame.with_columns(pl.Series(_KEY, key)).sort(_KEY, maintain_order=True).drop(_KEY)
+
+
 def _sort(frame: pl.DataFrame, reader: Reader, found: Findings) -> pl.DataFrame:
-    """Sort by user, time, position, place in the file; add `order`; turn times into seconds."""
-    keys = [c for c in ("timestamp", "position") if c in frame.columns]
+    """The log in order; notes how many events are tied, and warns of those that repeat another."""
+    keys = [c for c in _KEYS if c in frame.columns]
     file, n = reader.file("interactions"), frame.height
-    _count_repeats(frame, keys, file, found)
-    frame = frame.sort(["user_id", *keys], maintain_order=True)
+    fine = _sorted(frame.with_row_index(ROW), ["user_id", *keys])
+    same = pl.lit(True)
+    for key in ("user_id", *keys[:1]):
+        same &= pl.col(key) == pl.col(key).shift(1)
+    same = same.fill_null(False)
+    tied = fine.filter(same | same.shift(-1).fill_null(False)) if keys else fine
+    _count_repeats(tied.sort(ROW), n, keys, file, found)
     if keys:
-        same = (
-            (pl.col("user_id") == pl.col("user_id").shift(1)) & (pl.col(keys[0]) == pl.col(keys[0]).shift(1))
-        ).fill_null(False)
-        tied = frame.select((same | same.shift(-1).fill_null(False)).sum()).item()
         rule = "".join(f"{k}, then " for k in keys[1:]) + TIE_RULE
-        share = f"{tied:,} of {n:,} events ({tied / n:.1%})"
+        share = f"{tied.height:,} of {n:,} events ({tied.height / n:.1%})"
         found.note(
             f"order of events: by {keys[0]}, which {share} share with another event of the same user; ties by {rule}"
         )
-    if "timestamp" in keys:
-        frame = frame.with_columns(pl.col("timestamp").floordiv(reader.ticks))
-    return frame.with_columns(order=pl.int_range(pl.len(), dtype=pl.Int64).over("user_id"))
+    return _numbered(fine.drop(ROW), reader.ticks)
 
 
-def _count_repeats(frame: pl.DataFrame, keys: list[str], file: str, found: Findings) -> None:
-    same = [c for c in ("user_id", "item_id", *keys, "event", "query", "query_id") if c in frame.columns]
-    repeated = frame.height - frame.select(same).n_unique()
-    if repeated:
+def _count_repeats(tied: pl.DataFrame, n: int, keys: list[str], file: str, found: Findings) -> None:
+    """Note exact repeats, which are among the events that are tied."""
+    same = [c for c in ("user_id", "item_id", *keys, "event", "query", "query_id") if c in tied.columns]
+    repeats = tied.filter(~pl.struct(same).is_first_distinct())
+    if repeats.height:
         found.warn(
             file,
-            f"{repeated:,} of {frame.height:,} events repeat an earlier one exactly; they are kept",
-            row=int(frame.select(~pl.struct(same).is_first_distinct()).to_series().arg_true()[0]) + 1,
+            f"{repeats.height:,} of {n:,} events repeat an earlier one exactly; they are kept",
+            row=int(repeats[ROW][0]) + 1,
             mend="nothing to do if they are real; else write each event once",
         )
 

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recjax import cli, command
-from recjax.core.errors import ConfigError
+from recjax.core import mirror
+from recjax.core.errors import CheckpointError, ConfigError
 from recjax.core.flags import Flags, config_root, did_you_mean, parse_argv
 from recjax.evaluate import show
 from recjax.study import prediction, report
@@ -133,16 +134,17 @@ def main(argv: list[str]) -> int:
         flags = dataclasses.replace(flags, gin_files=(str(found),))
     workdir = args.workdir or _ROOT / Path(flags.gin_files[0]).stem
     command.start_jax()
-    if args.list:
-        for cell, is_finished in plan(Runner(flags, workdir, cache=args.cache)):
-            print(f"{'done' if is_finished else '    '}  {cell.label()}")
-        return 0
-    step = steps[0] if steps else "all"
-    try:
-        path = run_study(step, flags, workdir, cache=args.cache, words=["recjax", "study", *argv])
-    except Interrupted as stopped:
-        print(f"stopped in: {stopped}; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+    with mirror.local(workdir, error=CheckpointError, cache=args.cache) as folder:
+        if args.list:
+            for cell, is_finished in plan(Runner(flags, folder, cache=args.cache)):
+                print(f"{'done' if is_finished else '    '}  {cell.label()}")
+            return 0
+        step = steps[0] if steps else "all"
+        try:
+            path = run_study(step, flags, folder, cache=args.cache, words=["recjax", "study", *argv])
+        except Interrupted as stopped:
+            print(f"stopped in: {stopped}; the same command goes on", file=sys.stderr)
+            return INTERRUPTED
     if path is not None:
         print(f"\n{path}")
     return 0

@@ -1,7 +1,8 @@
 """Where prepared examples are kept: one folder for each task, named after what it was made from.
 
 The name holds a hash of the task's settings, its data and the format of examples, so that a change of any of them is
-another folder, and the same work is found again wherever the data lies.
+another folder, and the same work is found again wherever the data lies. Where the cache is a URL, machines share it:
+each brings a folder here once and checks every byte, and whoever makes one copies it there, its manifest last.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recjax.data.examples import FORMAT
+from recjax.core.errors import ExamplesError
+from recjax.core.folder import new_folder
+from recjax.core.remote import LAST, download, exists, local_cache, publish, shared_cache
+from recjax.data.examples import FORMAT, Examples
 from recjax.data.identity import source_hash
 from recjax.data.sources import DataDir
 from recjax.data.text import TextConfig
@@ -23,18 +27,17 @@ from recjax.tasks.prompted_conversations import Jsonl
 from recjax.tasks.work import LATER, Task
 
 
-def cache_root(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Where prepared examples are kept: the argument, else RECJAX_CACHE, else ~/.cache/recjax."""
-    return Path(cache or os.environ.get("RECJAX_CACHE") or "~/.cache/recjax").expanduser()
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """The folder of a task's examples, existing or not, and the hashes that lead to it."""
+    """The folder of a task's examples, existing or not, and the hashes that lead to it.
+
+    `shared` is its URL in the cache that machines share, empty where there is none.
+    """
 
     path: Path
     content_hash: str
     source_hash: str
+    shared: str = ""
 
 
 def place_of(task: Task, cache: str | os.PathLike[str] | None = None) -> Place:
@@ -42,7 +45,40 @@ def place_of(task: Task, cache: str | os.PathLike[str] | None = None) -> Place:
     source = source_hash(task.data)
     told = {"task": described(task), "source": source, "format": FORMAT}
     content = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    return Place(path=cache_root(cache) / f"{task.name}-{content[:12]}", content_hash=content[:16], source_hash=source)
+    name, shared = f"{task.name}-{content[:12]}", shared_cache(cache)
+    return Place(
+        path=local_cache(cache) / name,
+        content_hash=content[:16],
+        source_hash=source,
+        shared=f"{shared}/{name}" if shared else "",
+    )
+
+
+def bring(place: Place) -> bool:
+    """Whether the examples are on this machine, once they have been brought from the shared cache if they are there.
+
+    Raises `ExamplesError` when the store cannot be reached, or what is there is damaged.
+    """
+    if place.path.exists():
+        return True
+    if not place.shared or not exists(f"{place.shared}/{LAST}", error=ExamplesError):
+        return False
+    try:
+        with new_folder(place.path, error=ExamplesError) as folder:
+            download(place.shared, folder, error=ExamplesError)
+            found = Examples.open(folder, verify=True)
+            if found.hash != place.content_hash:
+                raise ExamplesError("these are other examples", where=place.shared, mend="remove them there")
+    except ExamplesError:
+        if not place.path.exists():  # else another process was first
+            raise
+    return True
+
+
+def share(place: Place) -> None:
+    """Copy examples made here to the shared cache, if there is one and they are not there by now."""
+    if place.shared and not exists(f"{place.shared}/{LAST}", error=ExamplesError):
+        publish(place.path, place.shared, error=ExamplesError, replace_unfinished=True)
 
 
 def described(value: Any) -> Any:

@@ -1,10 +1,17 @@
-"""What next-item prediction does with data: the splits, the catalogue, the steps to examples, and the counts.
+"""What next-item prediction does with data: the splits, the catalogue, the examples, and the counts.
+
+The log is divided first, then the catalogue is made of what is trained on, then the examples. The first and the last
+can be done with some of the users at a time (`next_item_beam.py`), which is why they are functions of their own.
 
 What is done with odd data: an event whose item is outside the catalogue stays in the history as unknown; a held-out
 target outside the catalogue, or without any event before it, cannot be ranked and is left out and counted.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,12 +30,12 @@ from recjax.data.history import (
     leave_one_out,
 )
 from recjax.data.k_core import first_of_pairs, k_core
-from recjax.data.record import Column, Field
+from recjax.data.record import Column, Columns, Field, Schema, spans
 from recjax.data.tables import Tables
 from recjax.data.titles import title_column
 from recjax.data.vocab import FIRST_ITEM, OOV, ItemVocab
 from recjax.tasks.next_item import NextItem
-from recjax.tasks.work import Change, Example, Keep, Lookup, Step, Work
+from recjax.tasks.work import Work
 
 _CATALOGUES = {
     "interactions": "items that occur in the interactions",
@@ -36,55 +43,81 @@ _CATALOGUES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Divided:
+    """Histories and where they are cut, by which rule, and what was left out of the log before."""
+
+    log: Histories
+    cuts: Cuts
+    rule: str
+    notes: Sequence[str] = ()
+
+    @property
+    def train_counts(self) -> pl.DataFrame:
+        """item_id, and `train_count`: how many training events it has."""
+        codes = self.log.items[_is_before(self.log.offsets, self.cuts.train_end)]
+        counts = np.bincount(codes, minlength=len(self.log.item_ids)).astype(np.int64)
+        return pl.DataFrame({"item_id": self.log.item_ids, "train_count": counts})
+
+
 def make_work(task: NextItem, tables: Tables) -> Work:
     """The work of `task` on these tables; raises `DataError` as `NextItem.work` says."""
-    interactions, kept = _dense(task, tables.interactions)
+    return work_of(task, tables, divide(task, tables.interactions))
+
+
+def divide(task: NextItem, interactions: pl.DataFrame, *, cutoffs: tuple[int, int] | None = None) -> Divided:
+    """The histories of a log and their cuts; for "global_time" at the times `cutoffs`, else at those of this log."""
+    interactions, notes = _dense(task, interactions)
     log = histories(interactions, min_events=task.min_events)
-    cuts, rule = _cuts(task, log)
-    train_codes = log.items[_is_before(log.offsets, cuts.train_end)]
-    vocab, items = _catalogue(task, tables, log, np.bincount(train_codes, minlength=len(log.item_ids)))
+    cuts, rule = _cuts(task, log, cutoffs)
+    return Divided(log=log, cuts=cuts, rule=rule, notes=notes)
+
+
+def work_of(task: NextItem, tables: Tables, divided: Divided) -> Work:
+    """The work of `task` once the log is divided."""
+    log, times = divided.log, divided.log.times is not None
+    vocab, items = catalogue(task, tables.items, divided.train_counts)
     rows = vocab.encode(log.item_ids)
-    user = {
-        "user_index": Column(np.arange(len(log.user_ids))),
-        "items": Column(log.items, log.offsets),
-        "train_end": Column(cuts.train_end.astype(np.int32)),
-    }
-    if log.times is not None:
-        user["times"] = Column(log.times, log.offsets)
-    times = "times" in user
-    held_out = {
-        "valid": _held_out(cuts.valid_at, cuts.valid_end),
-        "test": _held_out(cuts.test_at, cuts.test_end),
-    }
-    facts = {
+    counts = counts_of(divided, rows)
+    check_counts(task, counts)
+    return Work(
+        name=task.name,
+        raw=examples_by_split(divided, rows),
+        steps=(),
+        schemas=schemas(times),
+        vocab=vocab,
+        items=items,
+        users=pl.DataFrame({"user_index": np.arange(len(log.user_ids)), "user_id": log.user_ids}),
+        facts={
+            **stated(task, divided.rule, times),
+            "simulated": tables.simulated,
+            "counts": counts,
+            "notes": [*tables.notes, *divided.notes],
+            "warnings": [*tables.warnings],
+        },
+    )
+
+
+def stated(task: NextItem, rule: str, times: bool) -> dict[str, Any]:
+    """What a manifest says of the rules by which examples were made."""
+    return {
         "kind": "next_item",
         "split_rule": rule,
         "tie_rule": TIE_RULES[task.split],
         "catalogue_rule": _CATALOGUES[task.catalogue],
-        "simulated": tables.simulated,
         "times": times,
-        "counts": _counts(log, cuts, rows),
-        "notes": [*tables.notes, *kept],
-        "warnings": [*tables.warnings],
     }
-    users = pl.DataFrame({"user_index": np.arange(len(log.user_ids)), "user_id": log.user_ids})
-    if not facts["counts"]["train"]["examples"]:
+
+
+def check_counts(task: NextItem, counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Raise `DataError` when there is nothing to learn from."""
+    if not counts["train"]["examples"]:
         raise DataError(
             "no user has two events to train on",
             where="interactions",
             expected=f"longer histories for the split {task.split}",
             mend="take a smaller held-out fraction, or bring more data",
         )
-    return Work(
-        name=task.name,
-        raw={"train": user, **{split: {**user, **columns} for split, columns in held_out.items()}},
-        steps=steps(rows),
-        schemas={"train": _schema(times), "valid": _schema(times, True), "test": _schema(times, True)},
-        vocab=vocab,
-        items=items,
-        users=users,
-        facts=facts,
-    )
 
 
 def _dense(task: NextItem, interactions: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
@@ -108,7 +141,7 @@ def _codes(interactions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return users, items
 
 
-def _cuts(task: NextItem, log: Histories) -> tuple[Cuts, str]:
+def _cuts(task: NextItem, log: Histories, cutoffs: tuple[int, int] | None) -> tuple[Cuts, str]:
     if task.split == "leave_one_out":
         rule = "leave one out: the last event is the test target, the one before it the valid target"
         return leave_one_out(log.lengths), rule
@@ -132,21 +165,17 @@ def _cuts(task: NextItem, log: Histories) -> tuple[Cuts, str]:
             expected="a column timestamp",
             mend='bring timestamps, or set NextItem.split = "leave_one_out"',
         )
-    valid, test = cutoff_times(log.times, valid_fraction=task.valid_fraction, test_fraction=task.test_fraction)
+    fractions = {"valid_fraction": task.valid_fraction, "test_fraction": task.test_fraction}
+    valid, test = cutoffs or cutoff_times(log.times, **fractions)
     before = (events_before(log.times, log.offsets, t) for t in (valid, test))
     rule = f"global time: train before {valid}, valid from then on, test from {test} on (seconds since 1970); "
     return global_time(log.lengths, *before), rule + "the first event of a user in a period is the target"
 
 
-def _held_out(at: np.ndarray, end: np.ndarray) -> dict[str, Column]:
-    return {"target_at": Column(at.astype(np.int32)), "target_end": Column(end.astype(np.int32))}
-
-
-def _catalogue(task: NextItem, tables: Tables, log: Histories, counts: np.ndarray) -> tuple[ItemVocab, pl.DataFrame]:
-    """The vocabulary, and the table of its rows."""
-    known = pl.DataFrame({"item_id": log.item_ids, "train_count": counts.astype(np.int64)})
+def catalogue(task: NextItem, items: pl.DataFrame | None, known: pl.DataFrame) -> tuple[ItemVocab, pl.DataFrame]:
+    """The vocabulary and the table of its rows, from the items table and the `train_counts` of the log."""
     if task.catalogue == "items":
-        if tables.items is None:
+        if items is None:
             raise DataError(
                 'NextItem.catalogue = "items" needs an items table',
                 where="items",
@@ -154,26 +183,26 @@ def _catalogue(task: NextItem, tables: Tables, log: Histories, counts: np.ndarra
                 mend='bring one, or set NextItem.catalogue = "interactions"',
             )
         known = (
-            tables.items.select("item_id")
+            items.select("item_id")
             .join(known, on="item_id", how="left")
             .with_columns(pl.col("train_count").fill_null(0))
         )
     vocab = ItemVocab.from_counts(known.get_column("item_id"), known.get_column("train_count").to_numpy())
     row = vocab.encode(known.get_column("item_id"))
-    items = known.select(pl.Series("row", row), "item_id", "train_count").sort("row")
-    title = title_column(tables.items)
-    if title is not None and tables.items is not None:
-        titles = tables.items.select("item_id", pl.col(title).cast(pl.String).alias("title"))
-        items = items.join(titles, on="item_id", how="left", maintain_order="left")
-    facets = _facets(task, tables)
+    found = known.select(pl.Series("row", row), "item_id", "train_count").sort("row")
+    title = title_column(items)
+    if title is not None and items is not None:
+        titles = items.select("item_id", pl.col(title).cast(pl.String).alias("title"))
+        found = found.join(titles, on="item_id", how="left", maintain_order="left")
+    facets = _facets(task, items)
     if facets is not None:
-        items = items.join(facets, on="item_id", how="left", maintain_order="left")
-    return vocab, items
+        found = found.join(facets, on="item_id", how="left", maintain_order="left")
+    return vocab, found
 
 
-def _facets(task: NextItem, tables: Tables) -> pl.DataFrame | None:
+def _facets(task: NextItem, items: pl.DataFrame | None) -> pl.DataFrame | None:
     """item_id and what items can be filtered by, as words or lists of words; None where there is nothing."""
-    known = [] if tables.items is None else tables.items.columns
+    known = [] if items is None else items.columns
     if missing := [name for name in task.facets if name not in known]:
         raise DataError(
             f"the items have no column {', '.join(missing)}",
@@ -182,52 +211,65 @@ def _facets(task: NextItem, tables: Tables) -> pl.DataFrame | None:
             mend="correct NextItem.facets, or name the column in DataDir.columns",
         )
     names = [name for name in ("domain", *task.facets) if name in known]
-    if tables.items is None or not names:
+    if items is None or not names:
         return None
-    schema = tables.items.schema
-    return tables.items.select(
+    schema = items.schema
+    return items.select(
         "item_id", *(pl.col(n).cast(pl.List(pl.String) if isinstance(schema[n], pl.List) else pl.String) for n in names)
     )
 
 
-def steps(rows: np.ndarray) -> tuple[Step, ...]:
-    """From one user's events to an example, or none: item codes to table rows, the cut, known targets only."""
-    return (
-        Keep(_has_example, "without an example"),
-        Lookup("items", rows),
-        Change(make_example),
-        Keep(_has_known_label, "target outside the catalogue"),
-    )
+def examples_by_split(divided: Divided, rows: np.ndarray, *, first_user: int = 0) -> dict[str, Columns]:
+    """The examples of each split; item code c of the log is row `rows[c]`, its users are numbered from `first_user`.
 
-
-def make_example(user: Example) -> Example:
-    """The training example of a user, or, when `target_at` is there, the held-out one.
-
-    Training has the events up to `train_end`; a held-out example has the event number `target_at` as label, all events
-    before it, and as `future` the events from it on up to `target_end` (`future_events` many).
+    A user with two training events or more has a training example of them. A held-out example has as label the target,
+    as `items` all events before it, and as `future` (`future_events` many) the events from it on that are held out with
+    it; there is none without an event before the target, or where it is outside the catalogue.
     """
-    end = user["target_at"] if "target_at" in user else user["train_end"]
-    example = {"user_index": user["user_index"], "items": user["items"][:end]}
-    if "times" in user:
-        example["times"] = user["times"][:end]
-    if "target_at" in user:
-        example["label"] = user["items"][end]
-        example["train_events"] = user["train_end"]
-        example["future"] = user["items"][end : user["target_end"]]
-        example["future_events"] = user["target_end"] - end
-        if "times" in user:
-            example["label_time"] = user["times"][end]
-            example["future_times"] = user["times"][end : user["target_end"]]
-    return example
+    log, cuts, items = divided.log, divided.cuts, rows[divided.log.items]
+    begin = log.offsets[:-1]
+
+    def cut(users: np.ndarray, start: np.ndarray, end: np.ndarray, names: tuple[str, str]) -> Columns:
+        """Items and times of the events from number `start` up to `end` of each of these users."""
+        lengths = end - start
+        at, offsets = spans(begin[users] + start, lengths), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        found = {names[0]: Column(items[at], offsets)}
+        return found if log.times is None else {**found, names[1]: Column(log.times[at], offsets)}
+
+    def held_out(target: np.ndarray, end: np.ndarray) -> Columns:
+        users = np.flatnonzero(target >= 1)
+        users = users[items[begin[users] + target[users]] != OOV]
+        at, end = target[users], end[users]
+        found = {
+            "user_index": Column(first_user + users),
+            **cut(users, np.zeros_like(at), at, ("items", "times")),
+            "label": Column(items[begin[users] + at]),
+            "train_events": Column(cuts.train_end[users].astype(np.int32)),
+            **cut(users, at, end, ("future", "future_times")),
+            "future_events": Column((end - at).astype(np.int32)),
+        }
+        return found if log.times is None else {**found, "label_time": Column(log.times[begin[users] + at])}
+
+    users = np.flatnonzero(cuts.train_end >= 2)
+    end = cuts.train_end[users]
+    return {
+        "train": {"user_index": Column(first_user + users), **cut(users, np.zeros_like(end), end, ("items", "times"))},
+        "valid": held_out(cuts.valid_at, cuts.valid_end),
+        "test": held_out(cuts.test_at, cuts.test_end),
+    }
 
 
-def _has_example(user: Example):
-    """A single training event has no target, and a target without anything before it cannot be predicted."""
-    return user["target_at"] >= 1 if "target_at" in user else user["train_end"] >= 2
+def later_rows(divided: Divided, vocab: ItemVocab) -> tuple[np.ndarray, np.ndarray]:
+    """The user number and the row of every event that is not for training."""
+    log, end = divided.log, divided.cuts.train_end
+    later = log.lengths - end
+    at = spans(log.offsets[:-1] + end, later)
+    return np.repeat(np.arange(len(end)), later), vocab.encode(log.item_ids)[log.items[at]]
 
 
-def _has_known_label(example: Example):
-    return example["label"] != OOV if "label" in example else True
+def schemas(times: bool) -> dict[str, Schema]:
+    """The fields of the examples of each split."""
+    return {"train": _schema(times), "valid": _schema(times, True), "test": _schema(times, True)}
 
 
 def _schema(times: bool, held_out: bool = False) -> tuple[Field, ...]:
@@ -248,8 +290,9 @@ def _is_before(offsets: np.ndarray, end: np.ndarray) -> np.ndarray:
     return number < np.repeat(end, lengths)
 
 
-def _counts(log: Histories, cuts: Cuts, rows: np.ndarray) -> dict[str, dict[str, int]]:
+def counts_of(divided: Divided, rows: np.ndarray) -> dict[str, dict[str, int]]:
     """How many examples each split has, what was left out and why, and what else is odd."""
+    log, cuts = divided.log, divided.cuts
     users = len(log.lengths)
     enough = int((cuts.train_end >= 2).sum())
     counts = {"train": {"examples": enough, "events": int(cuts.train_end.sum()), "too_short": users - enough}}

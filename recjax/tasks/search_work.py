@@ -18,9 +18,10 @@ from recjax.core.errors import DataError
 from recjax.data.record import Column, Columns, Field, spans
 from recjax.data.tables import Tables
 from recjax.data.vocab import FIRST_ITEM, ItemVocab, stable_hash
+from recjax.tasks.next_item_work import Divided, divide, later_rows, work_of
 from recjax.tasks.search import Search
 from recjax.tasks.search_pairs import TRAIN, Judgments, first_of_pairs, is_leak, split_of, within_limit
-from recjax.tasks.work import Encode, Lookup, Work
+from recjax.tasks.work import Encode, Work
 
 _SPLITS = ("train", "valid", "test")  # numbered as in search_pairs
 _RULES = {
@@ -48,10 +49,11 @@ def make_work(task: Search, tables: Tables) -> Work:
         missing = "queries" if tables.queries is None else "relevance"
         mend = "bring both tables, or take search out of the mixture"
         raise DataError("search needs queries and relevance", where=missing, expected=f"{missing}.parquet", mend=mend)
-    log = task.log.work_on(tables)
+    divided = divide(task.log, tables.interactions)
+    log = work_of(task.log, tables, divided)
     queries = _queries(tables.queries)
     relevance, counts = _relevant(task, tables.relevance, queries, log.vocab)
-    pairs = _pairs(task, relevance, _held_out(log))
+    pairs = _pairs(task, relevance, _held_out(divided, log))
     texts = queries.unique("query", keep="first", maintain_order=True)
     asked = texts["text"].gather(np.unique(pairs.ids.query[pairs.trained]))
     text = task.text.make([task.prompt, *_titles(log.items), *asked])
@@ -185,18 +187,12 @@ def _pairs(task: Search, relevance: pl.DataFrame, held: pl.DataFrame) -> _Pairs:
     return _Pairs(ids=ids, split=part, trained=trained, leaks=int(leak.sum()), leaked=leaked, beyond_limit=beyond)
 
 
-def _held_out(log: Work) -> pl.DataFrame:
+def _held_out(divided: Divided, log: Work) -> pl.DataFrame:
     """user_id, user and row of every held-out event, and of every user with none one row of no item (-1)."""
-    raw = log.raw["train"]
-    rows = next(step.table for step in log.steps if isinstance(step, Lookup))
-    items, end = raw["items"], raw["train_end"].values
-    assert items.offsets is not None
-    later = items.lengths - end
-    at = spans(items.offsets[:-1] + end, later)
-    everyone = np.arange(len(end))
-    users = np.concatenate([np.repeat(everyone, later), everyone])
-    held = np.concatenate([rows[items.values[at]], np.full(len(end), -1)])
-    frame = pl.DataFrame({"user": users.astype(np.int64), "row": held.astype(np.int64)})
+    users, rows = later_rows(divided, log.vocab)
+    everyone = np.arange(len(divided.log.lengths))
+    users, rows = np.concatenate([users, everyone]), np.concatenate([rows, np.full(len(everyone), -1)])
+    frame = pl.DataFrame({"user": users.astype(np.int64), "row": rows.astype(np.int64)})
     return frame.with_columns(user_id=log.users["user_id"].gather(users))
 
 

@@ -1,15 +1,14 @@
 """Tasks as `seqio.Task`, mixtures as `seqio.Mixture`: what a seqio user can take, and what `prepare` writes down.
 
 Objects are built by functions and registered nowhere. TensorFlow and seqio are imported inside the functions, because
-no training process may load them. Numbers pass through as they are, the item vocabulary was applied by the task's own
-steps; text is spelt by seqio's SentencePiece vocabulary.
+no training process may load them. Numbers pass through as they are, items are table rows by now; text is spelt by
+seqio's SentencePiece vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import itertools
 import os
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from recjax.core.errors import ExamplesError
 from recjax.data.record import Column
 from recjax.data.text import TextVocab
 from recjax.tasks.mixtures import Mixture
-from recjax.tasks.work import Change, Encode, Keep, Lookup, Step, Work, count
+from recjax.tasks.work import Encode, Work, count
 
 # What the libraries call seqio.Task, seqio.Mixture, seqio.Vocabulary, tf.data.Dataset and tf.Tensor.
 SeqioTask = SeqioMixture = SeqioVocabulary = Dataset = Tensor = Any
@@ -143,49 +142,24 @@ def _dataset_fn(work: Work) -> Callable[..., Dataset]:
     return dataset_fn
 
 
-def _preprocessors(steps: Sequence[Step]) -> list[Callable[[Dataset], Dataset]]:
-    """One preprocessor for each test, and one for all steps between two of them, which is faster than one each."""
-    found: list[Callable[[Dataset], Dataset]] = []
-    for is_test, group in itertools.groupby(steps, lambda step: isinstance(step, Keep)):
-        together = list(group)
-        found.extend([_filter(step) for step in together if isinstance(step, Keep)] if is_test else [_map(together)])
-    return found
+def _preprocessors(steps: Sequence[Encode]) -> list[Callable[[Dataset], Dataset]]:
+    """One preprocessor for all steps, which is faster than one each; none where there are none."""
 
-
-def _filter(step: Keep) -> Callable[[Dataset], Dataset]:
-    def keep(dataset: Dataset) -> Dataset:
+    def spell(dataset: Dataset) -> Dataset:
         import tensorflow as tf
 
-        @tf.autograph.experimental.do_not_convert
-        def test(example: dict[str, Tensor]) -> Tensor:
-            return tf.convert_to_tensor(step.test(example))
-
-        return dataset.filter(test)
-
-    return keep
-
-
-def _map(steps: Sequence[Step]) -> Callable[[Dataset], Dataset]:
-    def change(dataset: Dataset) -> Dataset:
-        import tensorflow as tf
-
-        texts = {step.name: text_vocabulary(step.vocab) for step in steps if isinstance(step, Encode)}
+        texts = {step.name: text_vocabulary(step.vocab) for step in steps}
 
         @tf.autograph.experimental.do_not_convert
         def through(example: dict[str, Tensor]) -> dict[str, Tensor]:
             for step in steps:
-                if isinstance(step, Lookup):
-                    example = {**example, step.name: tf.gather(step.table, example[step.name])}
-                elif isinstance(step, Encode):
-                    ids = texts[step.name].encode_tf(tf.strings.join([step.prompt, example[step.name]]))
-                    example = {**example, step.name: ids}
-                elif isinstance(step, Change):
-                    example = step.function(example)
+                ids = texts[step.name].encode_tf(tf.strings.join([step.prompt, example[step.name]]))
+                example = {**example, step.name: ids}
             return example
 
         return dataset.map(through, num_parallel_calls=2, deterministic=True)
 
-    return change
+    return [spell] if steps else []
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -1,14 +1,14 @@
 """What a kind of task hands over: raw examples, and the steps that turn them into the examples of each split.
 
 A kind (`next_item.py` and others to come) reads its tables once and describes its work here; `seqio_bridge` builds a
-`seqio.Task` from it, and `examples_of` does the same in plain numpy, one example at a time. The functions inside the
-steps see one example and use only indexing, slicing and comparison, so that the same function runs on numpy arrays
-and on TensorFlow tensors. Nothing random: windows, masks and negatives belong to the feeding side.
+`seqio.Task` from it, and `examples_of` does the same in plain numpy, one example at a time. All but the spelling of
+text is done for many examples at a time, by the kind itself. Nothing random: windows, masks and negatives belong to the
+feeding side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,14 +25,6 @@ LATER = "later"
 
 
 @dataclass(frozen=True)
-class Lookup:
-    """Replace each value of a field by its entry in `table`."""
-
-    name: str
-    table: np.ndarray
-
-
-@dataclass(frozen=True)
 class Encode:
     """Replace the text of a field by the ids of its pieces, with `prompt` in front of it."""
 
@@ -41,38 +33,19 @@ class Encode:
     prompt: str = ""
 
 
-@dataclass(frozen=True)
-class Change:
-    """Replace the example by `function(example)`."""
-
-    function: Callable[[Example], Example]
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Leave out examples for which `test(example)` is false; `otherwise` names them in the counts of the manifest."""
-
-    test: Callable[[Example], Any]
-    otherwise: str
-
-
-Step = Lookup | Encode | Change | Keep
-
-
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """A task with its data read.
 
-    `raw[split]` are the columns that a split starts from, `steps` what is done to the examples of any split (a step
-    sees from the fields which kind of example it has), `schemas[split]` the fields that come out. The polars
-    frames `items` (row, item_id, train_count, perhaps title) and `users` (user_index, user_id) go into the prepared
-    folder, `facts` into its manifest, `text` (the vocabulary of the field of that name) and `files` (content by name)
-    beside them.
+    `raw[split]` are the columns that a split starts from, `steps` the texts that are spelt in the examples of any
+    split, `schemas[split]` the fields that come out. The polars frames `items` (row, item_id, train_count, perhaps
+    title) and `users` (user_index, user_id) go into the prepared folder, `facts` into its manifest, `text` (the
+    vocabulary of the field of that name) and `files` (content by name) beside them.
     """
 
     name: str
     raw: Mapping[str, Columns]
-    steps: Sequence[Step]
+    steps: Sequence[Encode]
     schemas: Mapping[str, Schema]
     vocab: ItemVocab
     items: Any
@@ -101,24 +74,10 @@ def examples_of(work: Work, split: str) -> Iterator[Example]:
     """The examples of a split in plain numpy, one at a time; what `seqio_bridge` gives must equal this."""
     raw = work.raw[split]
     for index in range(count(raw)):
-        example = apply({name: column[index] for name, column in raw.items()}, work.steps)
-        if example is not None:
-            yield example
-
-
-def apply(example: Example, steps: Sequence[Step]) -> Example | None:
-    """One example through the steps; None when it is left out."""
-    for step in steps:
-        if isinstance(step, Lookup):
-            example = {**example, step.name: step.table[example[step.name]]}
-        elif isinstance(step, Encode):
-            text = step.prompt + np.asarray(example[step.name]).item()
-            example = {**example, step.name: step.vocab.encode(text)}
-        elif isinstance(step, Change):
-            example = step.function(example)
-        elif not step.test(example):
-            return None
-    return example
+        example = {name: column[index] for name, column in raw.items()}
+        for step in work.steps:
+            example[step.name] = step.vocab.encode(step.prompt + np.asarray(example[step.name]).item())
+        yield example
 
 
 def count(columns: Columns) -> int:

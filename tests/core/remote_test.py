@@ -1,5 +1,6 @@
 """Folders at URLs are read as folders here are: whole, once, as they are now; what is wrong is said."""
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,25 +21,6 @@ from recjax.serve.shelf import newest
 
 RELEASE = Path(__file__).parents[1] / "serve" / "releases" / "0.1.0.dev0" / "items"
 LOG = "user_id,item_id,position\na,x,0\na,y,1\nb,x,0\n"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """A server that speaks S3, with an empty bucket; returns the URL of the bucket."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    running = ThreadedMotoServer(port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.client("s3").create_bucket(Bucket="shop")
-        yield "s3://shop"
-    running.stop()
 
 
 @pytest.fixture
@@ -216,7 +198,17 @@ def test_a_path_that_went_through_pathlib_is_still_a_url() -> None:
     assert remote.url_of(Path("s3://shop/models/1")) == "s3://shop/models/1" == remote.url_of("s3://shop/models/1/")
     assert not remote.is_url("/data/shop") and not remote.is_url("shop") and not remote.is_url("C:/shop")
     assert json.dumps(str(remote.here("/data", error=DataError))) == '"/data"'
-    remote.refuse_url("/data", "workdir", error=DataError)
-    with pytest.raises(DataError, match="workdir cannot be at a URL") as raised:
-        remote.refuse_url(Path("gs://shop/runs"), "workdir", error=DataError)
-    assert "gs://shop/runs" in str(raised.value)
+    assert remote.is_url(Path("gs://shop/runs")) and remote.url_of(Path("gs://shop/runs")) == "gs://shop/runs"
+
+
+def test_a_store_is_that_of_its_scheme() -> None:
+    """What is not S3 cannot be tried here; that it is asked of the right library can."""
+    kinds = {"s3://shop/run": "s3fs", "gs://shop/run": "gcsfs", "memory://shop/run": "fsspec"}
+    for url, library in kinds.items():
+        if importlib.util.find_spec(library) is not None:
+            files, root = remote._open(url, DataError)
+            assert type(files).__module__.partition(".")[0] == library and root.endswith("shop/run")
+        else:
+            with pytest.raises(DataError, match=f"needs {library}") as raised:
+                remote.Store(url, DataError)
+            assert "recjax[gcs]" in raised.value.mend

@@ -151,11 +151,12 @@ def test_a_dense_core_without_repeats() -> None:
     """Every user and every item has five events of different kinds, and the manifest says what became of the rest."""
     tables = random_tables(3, events=1500)
     work = NextItem(repeats=False, k_core=5).work_on(tables)
-    column = work.raw["train"]["items"]
-    users = np.repeat(np.arange(len(column)), column.lengths)
-    pairs = np.stack([users, column.values])
+    events = [[*example["items"], example["label"]] for example in examples_of(work, "test")]
+    users, items = np.repeat(np.arange(len(events)), [*map(len, events)]), np.concatenate(events)
+    pairs = np.stack([users, items])
     assert 200 < pairs.shape[1] < 1000 and np.unique(pairs, axis=1).shape == pairs.shape
-    assert min(column.lengths) >= 5 and np.bincount(column.values).min() >= 5
+    assert len(events) == len(work.users) and min(map(len, events)) >= 5
+    assert np.bincount(items)[FIRST_ITEM:].min() >= 5
     said = [note for note in work.facts["notes"] if " of 1,500 events" in note]
     assert len(said) == 2 and "without repeats" in said[0] and "5-core" in said[1]
     first = tables.interactions.unique(["user_id", "item_id"], keep="first", maintain_order=True)
