@@ -49,17 +49,23 @@ class Counter:
 @dataclass(frozen=True, kw_only=True)
 class History:
     """The column `column`: the `item`s of the last `limit` events of the same `user` before a row, oldest first; only
-    positives of `head` where one is named."""
+    positives of `head` where one is named.
+
+    With `single` it is not a list but the last one alone, missing where there is none; counters may go by it, and then
+    say what followed it how often: a recommender by Markov chain that has seen nothing but earlier events.
+    """
 
     column: str = "history"
     item: str = "item_id"
     user: str = "user_id"
     head: str = ""
     limit: int = 50
+    single: bool = False
 
     def __post_init__(self) -> None:
-        if self.limit < 1:
-            raise ConfigError(f"History.limit = {self.limit}", expected="at least 1")
+        if self.limit < 1 or (self.single and self.limit > 1):
+            expected = "1 of a single one" if self.single else "at least 1"
+            raise ConfigError(f"History.limit = {self.limit}", expected=expected)
 
 
 class Events:

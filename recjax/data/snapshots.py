@@ -60,8 +60,8 @@ def key_texts(parts: Sequence[Raw]) -> list[str | None]:
 
 def filled(columns: Mapping[str, Raw], complete: Mapping[str, Raw], snapshots: Sequence[Snapshot]) -> dict[str, Raw]:
     """`columns` with those of snapshots where they are missing; keys are read from `complete`."""
-    found = dict(columns)
+    found, complete = dict(columns), dict(complete)
     for snapshot in snapshots:
         for name, column in snapshot(complete).items():
-            found[name] = found[name].otherwise(column) if name in found else column
+            found[name] = complete[name] = found[name].otherwise(column) if name in found else column
     return found

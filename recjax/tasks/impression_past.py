@@ -46,11 +46,11 @@ def past(task: Impressions, frame: pl.DataFrame, rows: Rows, columns: Columns) -
         return {}, ()
     times = times_of(frame, "Impressions.counters and histories")[rows.log]
     is_event = (rows.item < 0) & ((rows.part == TRAIN) | (task.events == "all"))
-    log = _Log(columns, times, rows.labels, is_event, list(task.rules))
     found, snapshots = {}, []
-    for one in (*task.counters, *task.histories):
+    for one in (*task.histories, *task.counters):  # which may count by what a history says
+        log = _Log({**columns, **found}, times, rows.labels, is_event, list(task.rules))
         on = one.columns if isinstance(one, Counter) else (one.user,)
-        parts = [_named(columns, name, f"{type(one).__name__}") for name in on]
+        parts = [_named(log.columns, name, f"{type(one).__name__}") for name in on]
         keys = _keys(parts)
         tell = _counted if isinstance(one, Counter) else _remembered
         found |= tell(one, log, keys, keys, times)
@@ -89,7 +89,12 @@ def _remembered(history: Any, log: _Log, keys: np.ndarray, asked: np.ndarray, wh
     if history.head:
         mine &= log.labels[:, log.heads.index(history.head)] >= 0.5
     begin, length, order = history_before((keys[mine], log.times[mine]), (asked, when), history.limit)
-    values = item.values[np.flatnonzero(mine)[order]][spans(begin, length)]
+    items = item.values[np.flatnonzero(mine)[order]]
+    if history.single:
+        missing = (asked < 0) | (length == 0)
+        last = np.where(missing, 0, begin + length - 1)
+        return {history.column: Raw(items[last] if len(items) else np.zeros(len(asked), items.dtype), missing)}
+    values = items[spans(begin, length)]
     offsets = np.concatenate([np.zeros(1, np.int64), length.cumsum()])
     return {history.column: Raw(values, asked < 0, offsets)}
 

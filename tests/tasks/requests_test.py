@@ -27,14 +27,14 @@ FIELDS = (
     SameAs(columns=("source_id",), of="item_id"),
     Words(columns=("query",), buckets=500, limit=24),
     Numeric(columns=("query.present", "source_id.present", "user_id.present"), scale="none", presence=False),
-    Numeric(columns=("query_x_item_id.count",), scale="none", presence=False, clip=100.0),
+    Numeric(columns=("query_x_item_id.count", "previous_id_x_item_id.count"), scale="none", presence=False, clip=100.0),
     SequenceOf(columns=("history",), of="item_id", limit=3),
 )
 TASK = Requests(
     data=DataDir(simulate=World(num_events=1500, searches=True)),
     fields=FIELDS,
-    counters=(Counter(columns=("query", "item_id")),),
-    histories=(History(limit=3),),
+    counters=(Counter(columns=("query", "item_id")), Counter(columns=("previous_id", "item_id"))),
+    histories=(History(limit=3), History(column="previous_id", limit=1, single=True)),
     negatives=2,
     held_negatives=5,
     clusters=4,
@@ -174,6 +174,34 @@ def test_counters_of_queries_fire_for_names(work: Work, tmp_path: Path) -> None:
     count = "field/query_x_item_id.count"
     np.testing.assert_array_equal(named[count], typed[count])
     assert (named[count] >= 1).all()
+
+
+def test_a_chain_of_items_is_counted_in_earlier_events_alone(work: Work, tmp_path: Path) -> None:
+    """What followed the item that the user had before, how often: for logged rows and drawn ones, and for a server."""
+    log = requests_of(TASK.data.load()).with_row_index()
+    user, item, time = (log[name].to_numpy() for name in ("user_id", "item_id", "timestamp"))
+    train = time < np.sort(time)[int(len(time) * 0.8)]
+
+    def previous(who: int, when: int) -> int:
+        mine = np.flatnonzero(train & (user == who) & (time < when))
+        return int(item[mine[np.argsort(time[mine], kind="stable")[-1]]]) if len(mine) else -1
+
+    before = np.array([previous(u, t) for u, t in zip(user.tolist(), time.tolist(), strict=True)])
+    features = features_of(work, tmp_path)
+    found = fields(work, features)["field/previous_id_x_item_id.count"]
+    request, rows = matrix(work, "request"), matrix(work, "items").reshape(-1)
+    ids = work.vocab.decode(rows)
+    for at in range(0, len(rows), 7):
+        one, asked = int(request[at]), int(ids[at])
+        followed = train & (before == before[one]) & (item == asked) & (time < time[one])
+        assert found[at] == (followed.sum() if before[one] >= 0 else 0), at
+    assert found.max() > 1
+    end = int(time[train].max()) + 1
+    for who in log.filter(pl.col("user_id").is_not_null() & pl.Series(train))["user_id"].unique().sort()[:20].to_list():
+        last = previous(who, end)
+        asked = int(item[train & (before == last)][0]) if (train & (before == last)).any() else int(item[0])
+        [said] = features.rows([{"user_id": who, "item_id": asked}])["field/previous_id_x_item_id.count"]
+        assert said == (train & (before == last) & (item == asked)).sum()
 
 
 def test_what_happens_later_changes_no_training_row(tmp_path: Path) -> None:
