@@ -18,6 +18,7 @@ from recjax.core.sharding import MeshConfig
 from recjax.launch.chips import CHIPS
 from recjax.launch.estimate import Memory
 from recjax.launch.topology import Topology, describe
+from recjax.launch.traffic import BETWEEN
 from recjax.prepare import ensure_prepared
 from recjax.recipe import Assembly, Recipe
 
@@ -71,6 +72,24 @@ def test_a_split_state_and_another_number_of_rows(small: Recipe, here: Topology,
     assert found.model_flops > whole.model_flops
     assert found.memory.state < 0.6 * 3 * 4 * found.parameters
     assert found.cost is not None and found.cost.sent["all-gather"] > 0
+
+
+def test_two_slices_share_gradients_and_nothing_else(small: Recipe) -> None:
+    """Parameters are gathered and gradients scattered within a slice; between slices each part of a gradient is summed
+    once, that of the table for each of its two uses."""
+    encoder = dataclasses.replace(small.model.keywords["encoder"], width=64)
+    mesh = MeshConfig(shape="replica=2,data=4", preset="fsdp")
+    two = Topology(name="two", chip=CHIPS["v5e"], slices=2, devices=tuple(jax.devices()[:8]))
+    found = compile_recipe(
+        dataclasses.replace(small, model=small.model.with_(encoder, 0.0), mesh=mesh), examples(small), two
+    )
+    assert found.cost is not None
+    between = {kind: sent for kind, sent in found.cost.sent.items() if kind.endswith(BETWEEN)}
+    assert set(between) == {"all-reduce" + BETWEEN}
+    assert found.cost.sent["all-gather"] > 0 and found.cost.sent["reduce-scatter"] > 0
+    whole = Assembly(small, examples(small)).num_rows * 64
+    gradients = (found.parameters + whole) * 4 / 4  # of which each device of a slice holds a fourth
+    assert gradients <= found.cost.sent_between() <= 1.2 * gradients  # vectors are whole on every device
 
 
 def test_a_mesh_that_does_not_divide(small: Recipe, here: Topology) -> None:

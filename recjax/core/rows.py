@@ -1,8 +1,12 @@
 """Taking rows of a table that may lie split over devices, without ever gathering the table.
 
-The table is split by rows over the mesh axes of `items`, the indices over those of `batch`; the two may overlap.
-`take_rows` is a `shard_map` island: indices and taken rows move between devices, the table stays where it is, in the
-gradient too. It hands the table on beside the rows. Whoever uses the table next should use the one handed on: in the
+The table is split by rows over the mesh axes of `items` and by columns over those of `item_width`, the indices over
+those of `batch`, which either may overlap. `take_rows` is a `shard_map` island: indices and taken rows move between
+devices, the table stays where it is, in the gradient too. Where its rows lie over axes of the batch, a device makes
+vectors for all devices of these, most of them zero, and they are summed up; where its columns do, it makes its columns
+of all these vectors, which are no more than its own share, and every vector travels once.
+
+`take_rows` hands the table on beside the rows. Whoever uses the table next should use the one handed on: in the
 backward pass the gradient of that later use arrives here and the taken rows' gradient is added into it in place, so
 that a model that reads its table in several ways holds one gradient of the table's size instead of several.
 """
@@ -32,17 +36,17 @@ def take_rows(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _take(table: jax.Array, index: jax.Array, by_batch: bool) -> tuple[jax.Array, jax.Array]:
     mesh = active()
-    if mesh is None or not mesh.axes_of("items"):
+    if mesh is None or not (mesh.axes_of("items") or mesh.axes_of("item_width")):
         return jnp.take(table, index, axis=0, mode="clip"), table
     split = Split(mesh, by_batch)
 
     def local(table: jax.Array, index: jax.Array) -> jax.Array:
-        index = split.gather(index)
+        index = split.for_columns(split.gather(index))
         row, inside = split.local_rows(index, table.shape[0])
         rows = jnp.where(inside[..., None], jnp.take(table, row, axis=0, mode="clip"), 0)
-        return split.scatter_sum(rows)
+        return split.scatter_sum(split.join_columns(rows))
 
-    return split.island(local, (split.table, split.index), split.index)(table, index), table
+    return split.island(local, (split.stored, split.index), split.index)(table, index), table
 
 
 def _take_forward(table: jax.Array, index: jax.Array, by_batch: bool):
@@ -52,22 +56,23 @@ def _take_forward(table: jax.Array, index: jax.Array, by_batch: bool):
 def _take_backward(by_batch: bool, index: jax.Array, cotangents: tuple[jax.Array, jax.Array]):
     d_rows, d_table = cotangents
     mesh = active()
-    if mesh is None or not (mesh.axes_of("items") or (by_batch and mesh.axes_of("batch"))):
+    if mesh is None or not any(mesh.axes_of(n) for n in ("items", "item_width", "batch" if by_batch else None)):
         return _add_rows(d_table, index, d_rows), None
     split = Split(mesh, by_batch)
+    others = tuple(a for a in split.batch_only if a not in split.width)
 
     def local(d_table: jax.Array, index: jax.Array, d_rows: jax.Array) -> jax.Array:
-        index, d_rows = split.gather(index), split.gather(d_rows)
-        parts = math.prod(mesh.devices.shape[a] for a in split.batch_only)
+        index, d_rows = split.for_columns(split.gather(index)), split.own_columns(split.gather(d_rows))
+        parts = math.prod(mesh.devices.shape[a] for a in others)
         if parts > 1 and index.size * parts <= d_table.shape[0]:  # few rows: send the rows, not a table of sums
-            index, d_rows = (jax.lax.all_gather(x, split.batch_only, axis=0, tiled=True) for x in (index, d_rows))
+            index, d_rows = (jax.lax.all_gather(x, others, axis=0, tiled=True) for x in (index, d_rows))
             parts = 1
         row, _ = split.local_rows(index, d_table.shape[0], outside=d_table.shape[0])
         if parts == 1:
             return _add_rows(d_table, row, d_rows)
-        return d_table + jax.lax.psum(_add_rows(jnp.zeros_like(d_table), row, d_rows), split.batch_only)
+        return d_table + jax.lax.psum(_add_rows(jnp.zeros_like(d_table), row, d_rows), others)
 
-    return split.island(local, (split.table, split.index, split.index), split.table)(d_table, index, d_rows), None
+    return split.island(local, (split.stored, split.index, split.index), split.stored)(d_table, index, d_rows), None
 
 
 _take.defvjp(_take_forward, _take_backward)
@@ -83,7 +88,8 @@ class Split:
     """Which mesh axes hold the table's rows, the batch, or both; for writing islands over both.
 
     Inside an island each device has a block of table rows and a block of the batch. After `gather`, devices that
-    differ only in their table block (axes `items`) have the same batch block.
+    differ only in their table block (axes `items`) have the same batch block. `table` is the partition of a table of
+    whole rows, `stored` of one that is split by columns as well (axes `width`).
     """
 
     def __init__(self, mesh: Mesh, by_batch: bool) -> None:
@@ -92,7 +98,9 @@ class Split:
         self.shared = tuple(a for a in items if a in batch)
         self.unshared = tuple(a for a in items if a not in batch)
         self.batch_only = tuple(a for a in batch if a not in items)
+        self.width, self.by_batch = mesh.axes_of("item_width"), by_batch
         self.table = PartitionSpec(items or None)
+        self.stored = PartitionSpec(items or None, self.width or None)
         # `gather` joins blocks over the shared axes only, so the other batch axes must be the outer ones
         self.index = PartitionSpec((*self.batch_only, *self.shared) or None)
 
@@ -116,6 +124,27 @@ class Split:
         if self.unshared:
             x = jax.lax.psum(x, self.unshared)
         return jax.lax.psum_scatter(x, self.shared, scatter_dimension=0, tiled=True) if self.shared else x
+
+    def for_columns(self, index: jax.Array) -> jax.Array:
+        """The indices of all devices that hold other columns of the table."""
+        return jax.lax.all_gather(index, self.width, axis=0, tiled=True) if self.width and self.by_batch else index
+
+    def own_columns(self, rows: jax.Array) -> jax.Array:
+        """From whole rows for this device's block of the batch to its own columns of the rows `for_columns`."""
+        if not self.width:
+            return rows
+        if self.by_batch:
+            return jax.lax.all_to_all(rows, self.width, rows.ndim - 1, 0, tiled=True)
+        size = rows.shape[-1] // math.prod(self.mesh.devices.shape[a] for a in self.width)
+        return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(self.width) * size, size, axis=-1)
+
+    def join_columns(self, rows: jax.Array) -> jax.Array:
+        """Undo `own_columns`."""
+        if not self.width:
+            return rows
+        if self.by_batch:
+            return jax.lax.all_to_all(rows, self.width, 0, rows.ndim - 1, tiled=True)
+        return jax.lax.all_gather(rows, self.width, axis=rows.ndim - 1, tiled=True)
 
     def local_rows(self, index: jax.Array, size: int, outside: int = 0) -> tuple[jax.Array, jax.Array]:
         """Index into this device's part of the table, `outside` where it is not there, and whether it is."""

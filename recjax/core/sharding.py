@@ -1,4 +1,4 @@
-"""Meshes, logical axis names and the three presets that map one to the other.
+"""Meshes, logical axis names and the presets that map one to the other.
 
 Every parameter and activation names its dimensions with a few logical names; a preset says which mesh axes each
 name is split over. The rest of the code never spells a mesh axis, apart from the `shard_map` islands (table lookup,
@@ -7,8 +7,8 @@ catalogue softmax, catalogue top-k), which ask `Mesh.axes_of`.
 Axis letters used in shapes everywhere: b batch row, l position in a row, t text token, d width, h heads, k head
 width, f MLP width, e experts, v catalogue rows, n negatives, m tasks or domains, s fields, r rank.
 
-Logical names: batch, length, items, pieces, embed, mlp, heads, head_dim, experts, expert_embed (the width of an
-expert's weights), layers, and None for a dimension never split.
+Logical names: batch, length, items, item_width (the columns of a table), pieces, embed, mlp, heads, head_dim, experts,
+expert_embed (the width of an expert's weights), layers, and None for a dimension never split.
 Mesh axes: `replica` (slices), `data`, `expert` (a part of the batch and of the experts), `model`.
 """
 
@@ -33,8 +33,10 @@ BATCH_AXES = ("replica", "data", "expert")
 
 Rules = dict[str, tuple[str, ...]]
 
-# A table is only ever split by rows: its lookups and its softmax are shard_map islands that move activations, so no
-# step gathers a table. Under "fsdp" the rows lie over the data axis, which holds the batch as well. Experts have an
+# Where items are many, a table is split by rows: its lookups and its softmax are shard_map islands that move
+# activations, so no step gathers a table. Under "fsdp" the rows lie over the data axis, which holds the batch as well,
+# and every hidden vector of that axis travels. Where rows are few and tokens many, as in a language model, "fsdp_text"
+# splits a table by columns instead, which a softmax gathers: vectors stay on their devices. Experts have an
 # axis of their own, on which all other parameters lie as on the data axis; without one they lie on the data axis
 # (`_without_expert_axis`). They never move either.
 _FSDP = ("data", "expert")
@@ -52,6 +54,17 @@ PRESETS: dict[str, Rules] = {
         "batch": BATCH_AXES,
         "items": (*_FSDP, "model"),
         "pieces": (*_FSDP, "model"),
+        "embed": _FSDP,
+        "mlp": ("model",),
+        "heads": ("model",),
+        "experts": ("expert",),
+        "expert_embed": ("data",),
+    },
+    "fsdp_text": {
+        "batch": BATCH_AXES,
+        "items": ("model",),
+        "item_width": _FSDP,
+        "pieces": ("model",),
         "embed": _FSDP,
         "mlp": ("model",),
         "heads": ("model",),

@@ -20,7 +20,7 @@ import numpy as np
 
 from recjax.launch.hlo import Computation, Instruction, Program, Shape
 from recjax.launch.kernel_flops import kernel_flops
-from recjax.launch.traffic import kind_of, sent
+from recjax.launch.traffic import BETWEEN, kind_of, leaves_slice, sent
 
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
@@ -72,11 +72,11 @@ class Cost:
 
     def sent_within(self) -> float:
         """Bytes that stay in a slice."""
-        return sum(b for kind, b in self.sent.items() if not kind.endswith("between slices"))
+        return sum(b for kind, b in self.sent.items() if not kind.endswith(BETWEEN))
 
     def sent_between(self) -> float:
         """Bytes that leave it."""
-        return sum(b for kind, b in self.sent.items() if kind.endswith("between slices"))
+        return sum(b for kind, b in self.sent.items() if kind.endswith(BETWEEN))
 
 
 def cost_of(program: Program, *, devices: int = 1, slices: int = 1, grouped: float = 1.0) -> Cost:
@@ -142,6 +142,8 @@ class _Walk:
             if not _is_bookkeeping(i):
                 self._kernel(i, computation, times)
         elif kind := kind_of(i, computation):
+            if not kind.endswith(BETWEEN) and self.slices > 1 and leaves_slice(i, self.devices, self.slices):
+                kind += BETWEEN
             self.cost.sent[kind] += round(times * sent(i, computation, self.devices, self.slices))
             self.cost.times[kind] += round(times)
 

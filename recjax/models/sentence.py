@@ -60,7 +60,7 @@ class SentenceEncoder(Module):
         c = self.config = encoder
         self.max_length, self.pool, self.normalize = max_length, pool, normalize
         normal = nnx.initializers.normal(INIT_STD)
-        self.table = param(rngs, (num_rows, c.width), ("items", None), normal)
+        self.table = param(rngs, (num_rows, c.width), ("items", "item_width"), normal)
         self.position = param(rngs, (max_length, c.width), (None, "embed"), normal)
         self.entry_norm = Norm(kind="layer", width=c.width, bias=True, epsilon=c.norm_epsilon, rngs=rngs)
         self.encoder = c.make(rngs=rngs)

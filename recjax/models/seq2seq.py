@@ -91,7 +91,7 @@ class EncoderDecoder(Module):
         if not 0 <= embedding_dropout < 1:
             raise ConfigError(f"EncoderDecoder.embedding_dropout = {embedding_dropout}", expected="a rate in [0, 1)")
         self.config, self.embedding_dropout = decoder, embedding_dropout
-        shape, axes, normal = (num_rows, decoder.width), ("items", None), nnx.initializers.normal
+        shape, axes, normal = (num_rows, decoder.width), ("items", "item_width"), nnx.initializers.normal
         self.table = param(rngs, shape, axes, normal(1.0))
         self.head = None if decoder.tied_head else param(rngs, shape, axes, normal(decoder.width**-0.5))
         self.encoder = Transformer(encoder, rngs=rngs)

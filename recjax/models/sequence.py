@@ -84,8 +84,8 @@ class Sequence(Module):
         self.embedding_dropout, self.scale_embedding = embedding_dropout, scale_embedding
         self.normalize = normalize
         normal = nnx.initializers.normal(INIT_STD)
-        self.table = param(rngs, (num_rows, c.width), ("items", None), normal)
-        self.head = None if c.tied_head else param(rngs, (num_rows, c.width), ("items", None), normal)
+        self.table = param(rngs, (num_rows, c.width), ("items", "item_width"), normal)
+        self.head = None if c.tied_head else param(rngs, (num_rows, c.width), ("items", "item_width"), normal)
         bounds = [c.longest, max_length if c.has_positions else None]
         self.max_length = min((n for n in bounds if n is not None), default=None)
         self.position = param(rngs, (max_length, c.width), (None, "embed"), normal) if c.has_positions else None

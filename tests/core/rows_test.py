@@ -16,8 +16,10 @@ MESHES = [
     ("replica=2,data=4", "fsdp"),
     ("data=4,model=2", "fsdp_model"),
     ("replica=2,data=2,model=2", "fsdp_model"),
+    ("data=4,expert=2", "fsdp_text"),
+    ("replica=2,data=2,model=2", "fsdp_text"),
 ]
-V, D = 64, 4
+V, D = 64, 8
 
 
 def _loss(table: jax.Array, index: jax.Array, shared: jax.Array) -> jax.Array:
@@ -49,7 +51,7 @@ def test_split_equals_whole_and_gathers_no_table(shape: str, preset: str, column
     table, index, shared = _inputs(columns)
     want = jax.value_and_grad(_plain)(*map(jnp.asarray, (table, index, shared)))
     mesh = make_mesh(MeshConfig(shape=shape, preset=preset))
-    names = (("items", None), ("batch", None), (None,))
+    names = (("items", "item_width"), ("batch", None), (None,))
     with mesh.activate():
         inputs = [jax.device_put(x, mesh.sharding(n)) for x, n in zip((table, index, shared), names, strict=True)]
         compiled = jax.jit(jax.value_and_grad(_loss)).lower(*inputs).compile()

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from recjax.core.module import Functional
 from recjax.launch import hlo
 from recjax.launch.cost import Cost, convolution_flops, cost_of, trips
-from recjax.launch.traffic import group_size
+from recjax.launch.traffic import groups_of, leaves_slice
 from recjax.models.sequence import Sequence
 from recjax.nn.config import TransformerConfig
 from recjax.nn.moe import MoeConfig
@@ -59,17 +59,21 @@ def test_what_is_made_again_counts_again() -> None:
 
 
 def test_attention_and_experts_of_a_layer() -> None:
-    b, l, h, k, d, e, f = 2, 32, 4, 16, 64, 4, 96
+    b, length, h, k, d, e, f = 2, 32, 4, 16, 64, 4, 96
     config = TransformerConfig(
         num_layers=1, width=d, num_heads=h, head_dim=k, mlp_width=f, ffn="swiglu", norm="rms", position="rotary",
         bias=False, kernel="library", moe=MoeConfig(num_experts=e, top_k=2, kernel="dense"),
     )  # fmt: skip
-    model = Functional(functools.partial(Sequence, num_rows=128, encoder=config, max_length=l))
+    model = Functional(functools.partial(Sequence, num_rows=128, encoder=config, max_length=length))
     params = jax.eval_shape(model.init, jax.random.key(0))
-    batch = {n: jax.ShapeDtypeStruct((b, l), np.int32) for n in ("history_ids", "positions", "segment_ids")}
+    batch = {n: jax.ShapeDtypeStruct((b, length), np.int32) for n in ("history_ids", "positions", "segment_ids")}
     found = compiled(lambda p, x: model.apply(p, x, train=True, key=None)["hidden"], params, batch)
-    projections, scores, experts = 4 * b * l * d * h * k, 2 * b * l * l * h * k, 3 * b * l * e * d * f
-    router, shares = b * l * d * e, b * l * 2 * e
+    projections, scores, experts = (
+        4 * b * length * d * h * k,
+        2 * b * length * length * h * k,
+        3 * b * length * e * d * f,
+    )
+    router, shares = tokens * d * e, tokens * 2 * e
     assert 2 * (projections + scores + experts + router) <= found.flops
     assert found.flops <= 2 * (projections + scores + experts + router + shares)
 
@@ -161,21 +165,27 @@ def test_convolutions(result: str, left: str, right: str, attributes: str, expec
 @pytest.mark.parametrize(
     "groups, expected",
     [
-        ("{{0,1},{2,3},{4,5},{6,7}}", 2),
-        ("[2,4]<=[8]", 4),
-        ("[2,4]<=[4,2]T(1,0)", 4),
-        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4),
-        ("mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", 8),
-        ("mesh['axis_0'=8] {'axis_0':(1)2}", 2),
-        ("{}", 8),
+        ("{{0,1},{2,3},{4,5},{6,7}}", [[0, 1], [2, 3], [4, 5], [6, 7]]),
+        ("[2,4]<=[8]", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("[4,2]<=[2,4]T(1,0)", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", [list(range(8))]),
+        ("mesh['axis_0'=4,'axis_1'=1,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("mesh['axis_0'=4,'axis_1'=2], device_ids=(0,4,1,5,2,6,3,7) {'axis_1'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['axis_0'=8] {'axis_0':(1)2}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['axis_0'=8] {'axis_0':(4)2}", [[0, 1], [2, 3], [4, 5], [6, 7]]),
+        ("{}", [list(range(8))]),
     ],
 )
-def test_groups(groups: str, expected: int) -> None:
+def test_groups(groups: str, expected: list[list[int]]) -> None:
     text = (
         "ENTRY %main (a: f32[8]) -> f32[8] {\n  %a = f32[8] parameter(0)\n"
         f"  ROOT %r = f32[8] all-reduce(%a), channel_id=1, replica_groups={groups}, to_apply=%add\n}}\n"
     )
-    assert group_size(hlo.parse(text).entry.root, 8) == expected
+    found = hlo.parse(text).entry.root
+    assert sorted(map(sorted, groups_of(found, 8).tolist())) == expected
+    assert leaves_slice(found, 8, 2) == any(min(group) < 4 <= max(group) for group in expected)
 
 
 SLICES = """%all-reduce-scatter.1 (input.1: bf16[512,512]) -> bf16[128,512] {

@@ -51,7 +51,8 @@ LINES = """%called (p: s32[4]) -> s32[4] {
 
 ENTRY %main.1 (a: f32[8,4]) -> f32[8] {
   %a = f32[8,4]{1,0} parameter(0)
-  %splash.1 = (f32[8], f32[8]) custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+  %splash.1 = (f32[8], f32[8]) custom-call(%a), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 512}"
 }}, metadata={op_name="attention"}, backend_config={"body":"AA=="}
   ROOT %out = f32[8] get-tuple-element(%splash.1), index=1, frontend_attributes={kernel_metadata={
