@@ -26,6 +26,7 @@ from recjax.core.errors import ConfigError, ExamplesError, RecjaxError
 from recjax.core.flags import Flags, parse_argv, recipe_files
 from recjax.core.progress import Progress
 from recjax.core.remote import local_cache, shared_cache
+from recjax.data.beam_runner import Runner
 from recjax.data.examples import Examples, write_examples
 from recjax.data.record import Column
 from recjax.data.small_world import SmallWorld
@@ -41,6 +42,7 @@ _AT_ONCE = 8192
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
 _EXAMPLES = """examples:
   recjax prepare sasrec --gin.DATA_DIR=DIR         the examples of a recipe
+  recjax prepare sasrec --gin.DATA_DIR=DIR --runner=flink --runner_option=--flink_master=HOST:8081
   recjax prepare --check DIR --columns item_id=movieId timestamp=time
   recjax prepare --from tfds:movielens/1m-ratings --to DIR
   recjax prepare --from simulate:1000000 --to DIR
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--from", dest="source", metavar="SOURCE", help="tfds:NAME, simulate:EVENTS or a small world, to --to"
     )
     parser.add_argument("--to", type=Path, metavar="DIR", help="the data directory that --from writes")
+    parser.add_argument("--runner", default="", help="prepare by Apache Beam: direct, flink, spark, dataflow, ...")
+    parser.add_argument("--runner_option", action="append", default=[], help="an option of Beam; may be repeated")
     parser.add_argument("--specification", type=Path, help=cli.argparse.SUPPRESS)
     args = parser.parse_args(list(flags.rest))
     if args.specification is not None:
@@ -91,15 +95,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.source:
         _bring_in(args.source, args.to)
         return 0
+    runner = Runner(name=args.runner, options=tuple(args.runner_option)) if args.runner else None
     for mixture in _mixtures(args.recipe, flags):
+        if runner is not None:
+            prepare(mixture, args.cache, runner=runner)
         for examples in ensure_prepared(mixture, args.cache):
             splits = examples.manifest["splits"].items()
             print(examples.path, *(f"{name}={told['examples']}" for name, told in splits))
     return 0
 
 
-def prepare(mixture: Mixture, cache: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Make the examples of every task that are not there yet; the folders of all tasks.
+def prepare(
+    mixture: Mixture, cache: str | os.PathLike[str] | None = None, *, runner: Runner | None = None
+) -> list[Path]:
+    """Make the examples of every task that are not there yet, by Apache Beam with a `runner`; the folders of all tasks.
 
     Raises `ExamplesError` when a folder is damaged, or when text is to be spelt where TensorFlow or seqio is missing,
     and `DataError` when the data cannot be used.
@@ -108,7 +117,7 @@ def prepare(mixture: Mixture, cache: str | os.PathLike[str] | None = None) -> li
     for task in mixture.evaluated:
         place = place_of(task, cache)
         if not bring(place):
-            _make(task, place)
+            _make(task, place, runner)
         paths.append(Examples.open(place.path).path)
     return paths
 
@@ -159,13 +168,19 @@ def _prepare_elsewhere(mixture: Mixture, cache: str | Path) -> None:
         )
 
 
-def _make(task: Task, place: Place) -> None:
+def _make(task: Task, place: Place, runner: Runner | None) -> None:
     path = place.path
     with _locked(path.with_name(f".{path.name}.lock")):
         if path.exists():
             return
         for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed: nobody else is here
             shutil.rmtree(leftover, ignore_errors=True)
+        if runner is not None:
+            from recjax.tasks import next_item_beam  # not above: a training process may be without polars
+
+            next_item_beam.make(task, place, runner)
+            share(place)
+            return
         work = task.work()
         parts = _spelt(work) if work.steps else lambda split: in_parts(work.raw[split], _AT_ONCE)
         facts = {

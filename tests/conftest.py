@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     The tests of a file run in one worker, which makes what they share once, but for those with a group of their own.
     """
-    for marker, package in (("tensorflow", "seqio"), ("libtpu", "libtpu")):
+    for marker, package in (("tensorflow", "seqio"), ("libtpu", "libtpu"), ("beam", "apache_beam")):
         if importlib.util.find_spec(package) is None:
             left_out = [item for item in items if item.get_closest_marker(marker)]
             items[:] = [item for item in items if item not in left_out]

@@ -62,6 +62,7 @@ OUTSIDE = {
     "flax": ("core/module.py", "nn/", "models/", "bridge/t5x.py"),
     "optax": ("core/",),
     "orbax": ("core/",),
+    "apache_beam": ("data/beam.py", "data/beam_runner.py"),
     "grain": ("data/pipeline.py", "data/shards.py"),
     "array_record": ("data/shards.py",),
     "tensorflow": ("tasks/seqio_bridge.py", "data/tfds_import.py", "export_saved_model.py"),

@@ -7,6 +7,7 @@ prepared examples from a cache at a URL.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -110,14 +111,24 @@ def test_killed_and_taken_up_elsewhere_it_is_the_run_that_was_not(s3: str, home,
     for path, leaf in want.items():
         np.testing.assert_array_equal(got[path], leaf, err_msg=path)
 
-    home("third")
+
+def test_it_is_evaluated_and_exported_from_there(s3: str, home, tiny_gin: Path, tmp_path: Path) -> None:
+    recipe, snapshot = command.load(Flags(gin_files=(str(tiny_gin),)))
+    task, made_here = recipe.mixture.tasks[0], place_of(recipe.mixture.tasks[0])
+    home("first")
+    share(dataclasses.replace(place_of(task), path=made_here.path))
+    url = f"{s3}/runs/two"
+    train(recipe, Path(url), snapshot=snapshot)
+    download(url, tmp_path / "there", error=CheckpointError)
+    home("second")
     assert evaluate.main([f"--workdir={url}"]) == 0  # the recipe too comes from there
-    found = evaluate.evaluate_run(recipe, tmp_path / "plain")
+    want = evaluate.evaluate_run(recipe, tmp_path / "there")[task.name]
     download(f"{url}/test", tmp_path / "test", error=CheckpointError)
-    for name in ("metrics.json", "per_user.npz"):
-        assert (tmp_path / "test" / name).stat().st_size == (tmp_path / "plain" / "test" / name).stat().st_size
+    with np.load(tmp_path / "test" / "per_user.npz") as got, np.load(tmp_path / "there/test/per_user.npz") as expected:
+        assert {*got} == {*expected} and all(np.array_equal(got[name], expected[name]) for name in got)
+    got = json.loads((tmp_path / "test" / "metrics.json").read_text())
+    assert got["rows"]["model"]["ndcg@10"] == want.metrics()["rows"]["model"]["ndcg@10"]
     run = trained.load(recipe, Path(url))
-    assert run.step == found[task.name].protocol["checkpoint_step"]
     export.export_run(run, Path(f"{s3}/bundles/1"))
     download(f"{s3}/bundles/1", tmp_path / "bundle", error=CheckpointError)
     assert Bundle(tmp_path / "bundle").vocab == run.assembly.vocab

@@ -145,10 +145,14 @@ def cutoff_times(times: np.ndarray, *, valid_fraction: float, test_fraction: flo
 
     They are times of events: with n events in order of time, the event number floor(n * (1 - fraction)).
     """
-    last = len(times) - 1
-    numbers = [min(int(len(times) * (1 - f) + 1e-6), last) for f in (valid_fraction + test_fraction, test_fraction)]
+    numbers = [cutoff_number(len(times), f) for f in (valid_fraction + test_fraction, test_fraction)]
     found = np.partition(times, numbers)
     return int(found[numbers[0]]), int(found[numbers[1]])
+
+
+def cutoff_number(events: int, fraction: float) -> int:
+    """The number, in order of time, of the event that the last `fraction` of so many begin with."""
+    return min(int(events * (1 - fraction) + 1e-6), events - 1)
 
 
 def events_before(times: np.ndarray, offsets: np.ndarray, cutoff: int) -> np.ndarray:

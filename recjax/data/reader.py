@@ -59,7 +59,11 @@ class Reader:
         if frame is None:
             return None
         self.seen[name] = frame.columns
-        return self._give_meaning(name, self._rename(name, frame), from_text=path.suffix != ".parquet")
+        return self.understand(name, frame, from_text=path.suffix != ".parquet")
+
+    def understand(self, name: str, frame: pl.DataFrame, *, from_text: bool) -> pl.DataFrame | None:
+        """The columns of a table under their names here and in the one form the rest of recjax knows."""
+        return self._give_meaning(name, self._rename(name, frame), from_text=from_text)
 
     def _rename(self, table: str, frame: pl.DataFrame) -> pl.DataFrame:
         names = {}

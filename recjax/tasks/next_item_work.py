@@ -65,10 +65,19 @@ def make_work(task: NextItem, tables: Tables) -> Work:
     return work_of(task, tables, divide(task, tables.interactions))
 
 
-def divide(task: NextItem, interactions: pl.DataFrame, *, cutoffs: tuple[int, int] | None = None) -> Divided:
-    """The histories of a log and their cuts; for "global_time" at the times `cutoffs`, else at those of this log."""
+def divide(
+    task: NextItem,
+    interactions: pl.DataFrame,
+    *,
+    cutoffs: tuple[int, int] | None = None,
+    may_be_empty: bool = False,
+) -> Divided:
+    """The histories of a log, or of a part of one, which `may_be_empty`, and their cuts.
+
+    Those of "global_time" are at the times `cutoffs`, or where a share of the events of this log lies before.
+    """
     interactions, notes = _dense(task, interactions)
-    log = histories(interactions, min_events=task.min_events)
+    log = histories(interactions, min_events=task.min_events, may_be_empty=may_be_empty)
     cuts, rule = _cuts(task, log, cutoffs)
     return Divided(log=log, cuts=cuts, rule=rule, notes=notes)
 
