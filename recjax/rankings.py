@@ -21,6 +21,7 @@ from recjax.data.batch import PAD
 from recjax.data.examples import Examples
 from recjax.data.teacher import open_rankings
 from recjax.data.vocab import FIRST_ITEM
+from recjax.index.exact import top_k
 
 _READ_AT_ONCE = 8192
 
@@ -65,22 +66,19 @@ def _lists(
 ) -> tuple[jax.Array, jax.Array]:
     """Rows and distances [b, l, k] of what comes after each slot."""
     out, ids = model.apply(params, batch, train=False, key=None), batch["history_ids"]
-    scores = jnp.einsum("bld,vd->blv", out["hidden"], out["table"], preferred_element_type=jnp.float32)
-    row = jnp.arange(scores.shape[-1])
-    is_item = (row >= FIRST_ITEM) & (row < FIRST_ITEM + num_items)
-    scores = jnp.where(is_item[None, None], scores, -jnp.inf)
-    if exclude_seen:
-
-        def of_row(scores: jax.Array, ids: jax.Array) -> jax.Array:
-            """Slot l may not rank what is in the slots up to l."""
-            length = ids.shape[0]
-            seen = jnp.where(jnp.tril(jnp.ones((length, length), bool)), ids[None], PAD)
-            return scores.at[jnp.arange(length)[:, None], seen].set(-jnp.inf)
-
-        scores = jax.vmap(of_row)(scores, ids)
-    best, rows = jax.lax.top_k(scores, k)
-    found = jnp.isfinite(best)
-    return jnp.where(found, rows, PAD), jnp.where(found, best[..., :1] - best, 0)
+    (count, length), row = ids.shape, jnp.arange(out["table"].shape[-2])
+    seen = None
+    if exclude_seen:  # slot l may not rank what is in the slots up to l
+        seen = jnp.where(jnp.tril(jnp.ones((length, length), bool)), ids[:, None], PAD).reshape(-1, length)
+    scores, rows = top_k(
+        out["hidden"].reshape(count * length, -1),
+        out["table"],
+        k,
+        valid=(row >= FIRST_ITEM) & (row < FIRST_ITEM + num_items),
+        exclude_ids=seen,
+    )
+    distance = jnp.where(jnp.isfinite(scores), scores[:, :1] - scores, 0)
+    return rows.reshape(count, length, k), distance.reshape(count, length, k)
 
 
 def _windows(
