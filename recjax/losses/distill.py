@@ -64,9 +64,9 @@ def last_score(
         scores = jnp.einsum("bld,vd->blv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
         best = jax.lax.top_k(jnp.where(valid[None, None], scores, -jnp.inf), min(k, table.shape[0]))[0]
         if split is None:
-            return best[..., -1]
+            return best.min(-1)  # of a slice of top_k XLA makes a sort of the whole catalogue on a CPU
         best = jax.lax.all_gather(best, split.items, axis=2, tiled=True) if split.items else best
-        return split.own_part(jax.lax.top_k(best, min(k, best.shape[-1]))[0][..., -1])
+        return split.own_part(jax.lax.top_k(best, min(k, best.shape[-1]))[0].min(-1))
 
     if mesh is None or not (mesh.axes_of("items") or mesh.axes_of("batch")):
         return local(None, hidden, table, valid)
