@@ -286,7 +286,7 @@ CASES = [
     of_setting("an object is not made", "--gin.recipe.Recipe.feed=@pipeline.Feed", "@pipeline.Feed is a class",
                "write @pipeline.Feed()"),
     of_gin("a macro is left unset", "include 'configs/run/train.gin'\nTRAIN_STEPS = 5\nBATCH_SIZE = 8\n",
-           "not set: LEARNING_RATE", "train.gin:", "--gin.LEARNING_RATE=..."),
+           "not set: LEARNING_RATE", "base.gin:", "--gin.LEARNING_RATE=..."),
     of_gin("a gin file is not gin", "TRAIN_STEPS = \n", "own.gin:1", "expected:"),
     of_setting("steps are negative", "--gin.TRAIN_STEPS=-3", "train_steps = -3", "at least 0"),
     of_setting("a rate is negative", "--gin.LEARNING_RATE=-1.0", "learning_rate = -1.0", "0 or more"),
