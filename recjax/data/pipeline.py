@@ -17,13 +17,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from recjax.core.errors import CheckpointError, ConfigError, ExamplesError
+from recjax.core.errors import ConfigError, ExamplesError
 from recjax.data.batch import Batch
 from recjax.data.coverage import Coverage, coverage
 from recjax.data.examples import Examples
 from recjax.data.filling import TIME_FIELDS, Beside, empty, fill
 from recjax.data.hashing import hashed_with, hashes, uniform
 from recjax.data.heldout import eval_batches, process_rows
+from recjax.data.position import check_identity
 from recjax.data.shards import ExampleSource
 from recjax.data.spelling import ANSWERS, Shape, Speller
 from recjax.data.stream import Block, Rates, Stream
@@ -284,13 +285,7 @@ class _RowIterator(grain.DatasetIterator[Batch]):
         return {"block": self._block, "row": self._row, "windows": windows, "identity": self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        if state.get("identity") != self._identity:
-            raise CheckpointError(
-                "the saved position belongs to other examples, rates, seed or feeding",
-                where=f"data position {state.get('identity')!r}",
-                expected=repr(self._identity),
-                mend="train with the recipe and data of the checkpoint, or start a new run",
-            )
+        check_identity(state, self._identity, other="other examples, rates, seed or feeding")
         self._block, self._row = int(state["block"]), int(state["row"])
 
     def __next__(self) -> Batch:

@@ -8,20 +8,21 @@ any number of processes.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 
-from recjax.core.errors import CheckpointError, ConfigError, ExamplesError
+from recjax.core.errors import ConfigError, ExamplesError
 from recjax.data.batch import Batch
 from recjax.data.examples import Examples
 from recjax.data.hashing import permutation
 from recjax.data.heldout import process_rows
 from recjax.data.label_noise import HiddenPositives, MissingNegatives, MissingPeriod, Totals
 from recjax.data.label_store import LabelStore
+from recjax.data.position import Counted, OneSlot, Rounds
 from recjax.data.ranker_features import RankerFeatures
 from recjax.data.shards import ExampleSource
 from recjax.data.stream import share, shared
@@ -31,11 +32,12 @@ _ORDER = 0x726F7773  # what a draw is for
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowsFeed:
+class RowsFeed(OneSlot):
     """`batch_size` rows a step, over all devices; every row once an epoch.
 
     `order` is "shuffled", another one each epoch, or "time": as the examples have them, oldest first, so that a single
-    epoch is one pass over the stream.
+    epoch is one pass over the stream. `draw` tells shuffled orders of one seed apart: a stage that starts from another
+    that was trained on the same rows takes a number of its own, or else it meets the same batches again, one by one.
 
     With `balance` above 0 domains are drawn in proportion to (their rows) ** (1 - balance), 1 being equally often, each
     going through its own rows. `domain_weight` a multiplies the weight of a row by (N / (T n)) ** a for a domain of n
@@ -49,6 +51,7 @@ class RowsFeed:
 
     batch_size: int
     order: str = "shuffled"
+    draw: int = 0
     balance: float = 0.0
     domain_weight: float = 0.0
     domains: Sequence[str] = ()
@@ -58,17 +61,13 @@ class RowsFeed:
     missing: MissingNegatives | MissingPeriod | None = None
     memory_gib: float = 2.0
 
-    # As a feed of windows would say it: a row is a row of one slot, and there is no history.
-    row_length: ClassVar[int] = 1
-    history_length: ClassVar[int] = 1
-    text_length: ClassVar[int] = 1
-    times: ClassVar[str] = "none"
-
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"RowsFeed.batch_size = {self.batch_size}", expected="at least 1")
         if self.order not in ORDERS:
             raise ConfigError(f"RowsFeed.order = {self.order!r}", expected=" or ".join(map(repr, ORDERS)))
+        if self.draw < 0 or (self.draw and self.order == "time"):
+            raise ConfigError(f"RowsFeed.draw = {self.draw}", expected='0, or more with order = "shuffled"')
         for name in ("balance", "domain_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"RowsFeed.{name} = {getattr(self, name)}", expected="0 to 1")
@@ -110,10 +109,10 @@ class RowReader:
         return _matrix(values, begins, self._lists[name]) if name in self._lists else values[begins]
 
 
-class RowsBatches:
+class RowsBatches(Counted):
     """This process's rows of the training batches."""
 
-    row_use = 1.0
+    unit, other = "rows", "other examples, another order or seed, or what another teacher said"
 
     def __init__(
         self, examples: Sequence[Examples], feed: RowsFeed, *, seed: int, process_index: int = 0, process_count: int = 1
@@ -145,11 +144,12 @@ class RowsBatches:
         self._rates = [float(len(part)) ** (1 - feed.balance) for part in self._parts]
         told = [one.hash, feed.order, feed.balance, seed, *feed.domains]
         told += [self._labels.hash] if self._labels else []
-        self._identity = json.dumps(told)
-        self._position, self._orders = 0, {}
-
-    def __iter__(self) -> RowsBatches:
-        return self
+        told += [{"draw": feed.draw}] if feed.draw else []
+        super().__init__(json.dumps(told))
+        self._rounds = [
+            Rounds(len(part), functools.partial(self._order_of, number, len(part)))
+            for number, part in enumerate(self._parts)
+        ]
 
     def __next__(self) -> Batch:
         rows = self.numbers(self._position + np.arange(self._rows.start, self._rows.stop))
@@ -169,28 +169,10 @@ class RowsBatches:
         """int64: the number of the row at each position of the endless stream; positions in ascending order."""
         part, local = share(positions, self._rates)
         found = np.empty(len(positions), np.int64)
-        for number, rows in enumerate(self._parts):
-            mine = np.flatnonzero(part == number)
-            epoch, place = np.divmod(local[mine], len(rows))
-            for e in np.unique(epoch).tolist():
-                now = epoch == e
-                found[mine[now]] = rows[self._order_of(number, e, len(rows))[place[now]]]
+        for number, (rows, rounds) in enumerate(zip(self._parts, self._rounds, strict=True)):
+            mine = part == number
+            found[mine] = rows[rounds.at(local[mine])]
         return found
-
-    def get_state(self) -> dict[str, Any]:
-        """How many rows have been handed out."""
-        return {"rows": self._position, "identity": self._identity}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Raises `CheckpointError` when the state belongs to other examples, another order or seed."""
-        if state.get("identity") != self._identity:
-            raise CheckpointError(
-                "the saved position belongs to other examples, another order or seed, or what another teacher said",
-                where=f"data position {state.get('identity')!r}",
-                expected=repr(self._identity),
-                mend="train with the recipe and data of the checkpoint, or start a new run",
-            )
-        self._position = int(state["rows"])
 
     @property
     def epochs(self) -> list[float]:
@@ -205,9 +187,6 @@ class RowsBatches:
 
     unique_targets = epoch_targets
 
-    def close(self) -> None:
-        """Nothing is held open."""
-
     def _rates_of(self, totals: Totals) -> dict[str, np.ndarray]:
         """The labels that are known as totals: name -> [domains]. Raises `ConfigError` without such a head."""
         heads = self._reader.heads
@@ -217,13 +196,11 @@ class RowsBatches:
         domain = self._reader.column("domain") if "domain" in self._reader.single else np.zeros(len(label), np.int32)
         return {totals.name: totals.rates(label, domain)}
 
-    def _order_of(self, part: int, epoch: int, count: int) -> np.ndarray:
+    def _order_of(self, part: int, count: int, epoch: int) -> np.ndarray:
         if self._feed.order == "time":
             return np.arange(count)
-        known = self._orders.get(part)
-        if known is None or known[0] != epoch:
-            known = self._orders[part] = epoch, permutation(count, self._seed, _ORDER, part, epoch)
-        return known[1]
+        key = (part, epoch, self._feed.draw) if self._feed.draw else (part, epoch)
+        return permutation(count, self._seed, _ORDER, *key)
 
 
 def held_rows(

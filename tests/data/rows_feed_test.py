@@ -108,6 +108,18 @@ def test_a_resumed_stream_is_the_uninterrupted_one(examples: Examples, settings:
             other.set_state(state)
 
 
+def test_another_draw_is_another_order_of_the_same_rows(examples: Examples) -> None:
+    rows = examples.count("train")
+    plain, one, two = (feed(examples, **more) for more in ({}, {"draw": 1}, {"draw": 2}))
+    orders = [batches.numbers(np.arange(rows)) for batches in (plain, one, two)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(rows))
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert (orders[a] == orders[b]).mean() < 0.02
+    with pytest.raises(CheckpointError):
+        one.set_state(two.get_state())
+
+
 def test_domains_come_as_often_as_balance_says(examples: Examples) -> None:
     sizes = np.bincount(RowReader(examples, "train").column("domain"))
     assert len(sizes) == 3 and sizes[0] > 3 * sizes[2]
