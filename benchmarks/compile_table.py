@@ -30,6 +30,7 @@ from recjax.core import adapters
 from recjax.data import pipeline
 from recjax.models import seq2seq
 from recjax.models import sequence
+from recjax.nn import moe
 from recjax.nn import transformer
 from recjax import recipe
 """
@@ -42,6 +43,7 @@ _LANGUAGE_MODEL = (
     "pipeline.Feed.row_length = 4096",
     "pipeline.Feed.history_length = 4096",
 )
+_EXPERTS = (*_LANGUAGE_MODEL, "moe.MoeConfig.kernel = 'megablox'")
 _HALF = ("transformer.TransformerConfig.dtype = 'bfloat16'",)
 _PROMPTS = ("pipeline.Feed.row_length = 512", "pipeline.Feed.answer_length = 64")
 _MILLION = 1_000_064
@@ -125,14 +127,28 @@ PODS = (
     language_model(
         "Mixtral 8x7B",
         "model/mixtral_8x7b",
+        lines=_EXPERTS,
         topology="v5p:4x4x8",
         batch=256,
         mesh="data=16,expert=8",
         rows=32_128,
     ),
+    *(
+        language_model(
+            f"Mixtral 8x7B by ragged_dot{name}",
+            "model/mixtral_8x7b",
+            topology="v5p:4x4x8",
+            batch=256,
+            mesh="data=16,expert=8",
+            sharding=sharding,
+            rows=32_128,
+        )
+        for name, sharding in (("", "fsdp_text"), (", table by rows", "fsdp"))
+    ),
     language_model(
         "Mixtral 8x22B",
         "model/mixtral_8x22b",
+        lines=_EXPERTS,
         topology="v6e:16x16",
         batch=256,
         mesh="data=32,expert=8",
@@ -184,6 +200,11 @@ def _scaling(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _is_known(row: dict[str, Any] | None) -> bool:
+    """Whether a program was compiled and read, or is known not to fit."""
+    return row is not None and ("seconds" in row or not row["fits"])
+
+
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("names", nargs="*", help="rows to compile anew")
@@ -191,7 +212,7 @@ def main() -> None:
     args = flags.parse_args()
     found = json.loads(ROWS.read_text()) if ROWS.exists() else {}
     for row in () if args.render else (*PODS, *WEAK):
-        if row.name in args.names or (not args.names and row.name not in found):
+        if row.name in args.names if args.names else not _is_known(found.get(row.name)):
             with tempfile.TemporaryDirectory() as folder:
                 told = row.run(Path(folder))
             if told is not None:

@@ -132,7 +132,7 @@ def compile_recipe(recipe: Recipe, examples: Sequence[Examples], topology: Topol
     if rows:
         const = {name: _with_rows(x, assembly.num_rows, rows) for name, x in const.items()}
     step = assembly.train_step()
-    parts = assembly.mesh.size_of("batch") * recipe.accumulate
+    parts, tokens = assembly.mesh.size_of("batch") * recipe.accumulate, math.prod(batch["weight"].shape)
     setting = Setting(
         preset=recipe.mesh.preset,
         mesh=recipe.mesh.shape,
@@ -140,6 +140,8 @@ def compile_recipe(recipe: Recipe, examples: Sequence[Examples], topology: Topol
         rows=recipe.feed.batch_size // parts,
         remats=_remats(assembly),
         devices=len(topology.devices),
+        table=rows or assembly.num_rows,
+        slots=tokens // recipe.accumulate,
     )
     held = {"state": _bytes(state), "arguments": _bytes((state, batch, const))}
     began, cost, text = time.perf_counter(), None, ""
@@ -164,7 +166,6 @@ def compile_recipe(recipe: Recipe, examples: Sequence[Examples], topology: Topol
             # every expert chosen equally often, each on the devices that have it
             chosen = 1 / assembly.mesh.size_of("experts")
             cost = cost_of(hlo.parse(text), devices=len(topology.devices), slices=topology.slices, grouped=chosen)
-    tokens = math.prod(batch["weight"].shape)
     return Compiled(
         recipe=recipe.name,
         topology=topology,

@@ -28,7 +28,7 @@ from recjax.prepare import ensure_prepared
 from recjax.recipe import Assembly, Recipe
 from recjax.train import CHECKPOINTS, train
 
-SHARDINGS = [("data=8", "data"), ("data=8", "fsdp"), ("data=4,model=2", "fsdp_model")]
+SHARDINGS = [("data=8", "data"), ("data=8", "fsdp"), ("data=4,model=2", "fsdp_model"), ("data=4,model=2", "fsdp_text")]
 
 
 def losses(workdir: Path) -> dict[int, float]:

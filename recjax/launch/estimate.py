@@ -94,7 +94,10 @@ def mfu_bound(model_flops: float, found: Times, chip: Chip) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What of a recipe advice is about: its preset, mesh, micro-batches, rows of a device in one of them, remat."""
+    """What of a recipe advice is about: its preset, mesh, micro-batches, rows of a device in one of them, remat.
+
+    `table` is the number of rows of the model's table, `slots` that of all places in a micro-batch.
+    """
 
     preset: str
     mesh: str
@@ -102,6 +105,8 @@ class Setting:
     rows: int
     remats: bool | None  # None: the model has no such choice
     devices: int
+    table: int = 0
+    slots: int = 0
 
 
 def advice(memory: Memory, chip: Chip, setting: Setting) -> list[str]:
@@ -127,6 +132,11 @@ def advice(memory: Memory, chip: Chip, setting: Setting) -> list[str]:
         found.append(
             f"TransformerConfig.remat = 'full': {_gib(temporaries)} are made during a step, and most of it only to be "
             "read again in the backward pass"
+        )
+    if setting.preset == "fsdp" and setting.slots > 2 * setting.table > 0:
+        found.append(
+            f"SHARDING = 'fsdp_text': {setting.slots:,} hidden vectors are brought to every device to meet "
+            f"{setting.table:,} rows of the table; split by columns, the rows are brought to them"
         )
     parts = next((n for n in _divisors(setting.rows) if n > 1 and temporaries / n < 0.9 * left), None)
     if parts is not None:

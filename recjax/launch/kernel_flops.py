@@ -3,7 +3,8 @@
 The text of a program says of a kernel its name and the shapes that go in and come out. Known are the two that models
 here are made of, as jax and XLA:TPU write them:
 
-    ragged-dot      [n, i] rows, sorted by group, with [e, i, o]: 2 n i o
+    ragged-dot, gmm [n, i] rows, sorted by group, with [e, i, o]: 2 n i o
+    tgmm            the gradient of the latter, [i, n] with [n, o]: as much
     splash_mha_*    h heads of width k over pairs of blocks: two products forward, four for keys and values, three for
                     queries, each 2 h q s k, of which a causal mask leaves the blocks that reach the past
 
@@ -18,6 +19,7 @@ from recjax.launch.hlo import Computation, Instruction, Shape
 
 CAUSAL = "causal_attention"  # the scope in which `recjax.nn.flash` calls a kernel that skips the future
 _SPLASH = {"fwd": 2, "dkv": 4, "dq": 3}
+_GROUPED = re.compile(r"jit\(t?gmm\)/pallas_call")
 _NAME = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)_")
 
 
@@ -30,9 +32,8 @@ def kernel_flops(computation: Computation, i: Instruction, *, grouped: float = 1
     given = [computation[name].shapes[0] for name in i.operands if name in computation.instructions]
     if i.name.startswith("ragged-dot-metadata"):
         return 0.0
-    if i.name.startswith("ragged-dot"):
-        rows, weights = _floats(given)[:2]
-        return 2.0 * rows.size * weights.dims[-1] * grouped
+    if i.name.startswith("ragged-dot") or _GROUPED.search(i.op_name):
+        return 2.0 * _floats(given)[0].size * i.shapes[0].dims[-1] * grouped
     found = _NAME.search(i.name)
     if found is None:
         return None

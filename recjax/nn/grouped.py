@@ -2,8 +2,9 @@
 
 Rows of one expert lie together, and each group meets a matrix of its own, so that no row is dropped or padded however
 unequal the groups are. The kernel is a choice of the config and never made silently: `jax.lax.ragged_dot` is for TPU
-and GPU and runs everywhere, tokamax has kernels for both, and "blocks" is for CPU, where XLA writes a ragged product
-out as a masked one, as large as all groups together for each of them.
+and GPU and runs everywhere, "megablox" is jax's for TPU (`recjax.nn.megablox`), tokamax has kernels for both, and
+"blocks" is for CPU, where XLA writes a ragged product out as a masked one, as large as all groups together for each of
+them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from recjax.nn.kernels import tokamax
+from recjax.nn.kernels import check_device, tokamax
 from recjax.nn.linear import transposed
+from recjax.nn.megablox import megablox_product
 
-GroupedKernel = Literal["ragged_dot", "blocks", "tokamax"]
+GroupedKernel = Literal["ragged_dot", "megablox", "blocks", "tokamax"]
 # Rows that meet a matrix at once in "blocks": a group's last block is computed whole, however little of it is left.
 BLOCK = 128
 
@@ -46,6 +48,9 @@ def _kernel(name: GroupedKernel) -> Callable[..., jax.Array]:
         return jax.lax.ragged_dot
     if name == "blocks":
         return _by_blocks
+    if name == "megablox":
+        check_device(name, ("tpu",), where="MoeConfig", instead="blocks")
+        return megablox_product
     library, own = tokamax(where="MoeConfig", instead="ragged_dot")
     return functools.partial(library.ragged_dot, implementation=own)
 

@@ -28,7 +28,7 @@ from recjax.core.sharding import Mesh, active
 from recjax.nn.ffn import ACTIVATIONS, FfnKind
 from recjax.nn.grouped import grouped_product, permute, rows_of_groups, spread
 
-_KERNELS = ("ragged_dot", "blocks", "tokamax", "dense")
+_KERNELS = ("ragged_dot", "megablox", "blocks", "tokamax", "dense")
 Act = Callable[[jax.Array], jax.Array]
 
 
@@ -36,14 +36,15 @@ Act = Callable[[jax.Array], jax.Array]
 class MoeConfig:
     """`top_k` of `num_experts` feed-forward parts for each token, each of the stack's `ffn` and `mlp_width`.
 
-    `kernel` is how the experts are computed. Tokens are sorted by expert for "ragged_dot" (TPU, GPU), "blocks" (CPU)
-    and "tokamax", that library's kernels (GPU, TPU); "dense" runs every expert on every token, num_experts / top_k
+    `kernel` is how the experts are computed. Tokens are sorted by expert for "ragged_dot" (TPU, GPU), "megablox" (TPU,
+    whose gradients skip what a device has no expert for), "blocks" (CPU) and "tokamax", that library's kernels (GPU,
+    TPU); "dense" runs every expert on every token, num_experts / top_k
     times the arithmetic, and is what the others are tested against.
     """
 
     num_experts: int = 8
     top_k: int = 2
-    kernel: Literal["ragged_dot", "blocks", "tokamax", "dense"] = "ragged_dot"
+    kernel: Literal["ragged_dot", "megablox", "blocks", "tokamax", "dense"] = "ragged_dot"
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.num_experts:

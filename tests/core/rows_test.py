@@ -9,6 +9,8 @@ import pytest
 
 from recjax.core.rows import sum_rows, take_rows
 from recjax.core.sharding import MeshConfig, make_mesh
+from recjax.launch import hlo
+from recjax.launch.cost import cost_of
 
 MESHES = [
     ("data=8", "data"),
@@ -59,6 +61,21 @@ def test_split_equals_whole_and_gathers_no_table(shape: str, preset: str, column
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
     gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", compiled.as_text())
     assert not [s for s in gathered if s.split(",")[0] == str(V) and len(s.split(",")) == 2]
+
+
+def test_columns_send_each_vector_once_and_rows_one_to_every_device() -> None:
+    table, index = (jax.ShapeDtypeStruct(s, d) for s, d in (((V, D), np.float32), ((8, 40), np.int32)))
+    sent = {}
+    for preset, kind in (("fsdp", "reduce-scatter"), ("fsdp_text", "all-to-all")):
+        mesh = make_mesh(MeshConfig(shape="data=8", preset=preset))
+        shardings = mesh.sharding(("items", "item_width")), mesh.sharding(("batch", None))
+        with mesh.activate():
+            look_up = jax.jit(lambda table, index: take_rows(table, index)[0], in_shardings=shardings)
+            text = look_up.lower(table, index).compile().as_text()
+        assert text is not None
+        sent[preset] = cost_of(hlo.parse(text), devices=8).sent[kind]
+    vectors = 40 * D * 4  # those of one device
+    assert sent == {"fsdp": 7 * vectors, "fsdp_text": vectors * 7 / 8}
 
 
 @pytest.mark.parametrize(("shape", "preset"), MESHES)

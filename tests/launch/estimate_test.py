@@ -55,3 +55,11 @@ def test_one_row_that_does_not_fit_is_split_or_shortened() -> None:
     memory = Memory(state=35 * GIB, arguments=35 * GIB, needed=235 * GIB, room=95 * GIB)
     found = advice(memory, V5P, setting(rows=1))
     assert len(found) == 1 and "row_length" in found[0] and "fsdp_model" in found[0]
+
+
+def test_few_rows_and_many_vectors_are_split_by_columns() -> None:
+    memory = Memory(state=35 * GIB, arguments=35 * GIB, needed=235 * GIB, room=95 * GIB)
+    first, *_ = advice(memory, V5P, setting(table=32_000, slots=1_048_576))
+    assert "fsdp_text" in first and "1,048,576" in first and "32,000" in first
+    for other in ({"table": 2**20, "slots": 2**20}, {"preset": "fsdp_text", "table": 32_000, "slots": 2**20}):
+        assert not any("fsdp_text" in line for line in advice(memory, V5P, setting(**other)))

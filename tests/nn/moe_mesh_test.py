@@ -34,6 +34,8 @@ SLOW = [
     (None, "data=8", "fsdp"),
     (None, "data=2,expert=4", "fsdp"),
     (None, "data=4,model=2", "fsdp_model"),
+    (RAGGED, "data=2,expert=4", "fsdp_text"),
+    (None, "data=4,model=2", "fsdp_text"),
 ]
 
 

@@ -159,6 +159,10 @@ def test_routers_of_all_layers_are_among_the_outputs(remat: str) -> None:
             lambda: moe(kernel="tokamax").apply(moe().init(jax.random.key(0)), inputs()[0]),
             "tokamax does not run on cpu",
         ),
+        (
+            lambda: moe(kernel="megablox").apply(moe().init(jax.random.key(0)), inputs()[0]),
+            "megablox does not run on cpu",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, says: str) -> None:
