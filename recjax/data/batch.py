@@ -42,11 +42,13 @@ FIELDS: dict[str, str] = {
     "item_ids": "int32 [b]: item rows, where a step is about items; weight is [b] then",
     "tokens": "int32 [b, t]: text tokens",
     "domain": "int32 [b]: number of the domain of a row; one that training does not know has the number of domains",
+    "owner": "int32 [b]: number of the context of a row, where there are fields of contexts, context/x [r, ...]",
     "negatives": "int32 [b, l, n]: item rows drawn as negatives on the host",
 }
-# field/x: see recjax.data.fields. label/x: float32 [b], 0 to 1, below 0 where unknown. teacher/x: what one said of it.
-# item/x: facts about the catalogue, [v, ...], the same in every batch; the engine adds them to what a model sees.
-FAMILIES = ("field", "label", "teacher", "item")
+# field/x: see recjax.data.fields. context/x: a field that is alike in all rows of a context. label/x: float32 [b], 0 to
+# 1, below 0 where unknown. teacher/x: what one said of it. item/x: facts about the catalogue, [v, ...], the same in
+# every batch; the engine adds them to what a model sees.
+FAMILIES = ("field", "context", "label", "teacher", "item")
 _FAMILY = re.compile(rf"({'|'.join(FAMILIES)})/[\w.-]+")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,11 @@ class SideTable:
         return cls(told["key"], tuple(told["ids"]), columns)
 
 
+def owners(requests: Sequence[Request]) -> np.ndarray:
+    """int64 [n]: the request of each row."""
+    return np.repeat(np.arange(len(requests)), [len(candidates) for _, candidates in requests])
+
+
 def completed(columns: Mapping[str, Raw], sides: Sequence[SideTable], rules: Sequence[Impute]) -> dict[str, Raw]:
     """Raw columns with those of the side tables, imputed."""
     found = dict(columns)
@@ -130,16 +135,22 @@ class RankerFeatures:
 
     def fields_of(self, requests: Sequence[Request]) -> dict[str, np.ndarray]:
         """The fields of the rows of several requests, those that no candidate changes made once for each request."""
-        said = {name for _, candidates in requests for row in candidates for name in row}
-        once, each = self._parts(frozenset(said))
-        found: dict[str, np.ndarray] = {}
-        if each.fields:
-            found |= each.encode(self.complete(self.rows_of(requests)))
-        if once.fields:
-            owner = np.repeat(np.arange(len(requests)), [len(candidates) for _, candidates in requests])
-            shared = once.encode(self.complete(self.rows_of([(context, [{}]) for context, _ in requests])))
-            found |= {name: values[owner] for name, values in shared.items()}
+        contexts, rows = self.parts_of(requests)
+        owner = owners(requests)
+        found = rows | {name: values[owner] for name, values in contexts.items()}
         return {f"field/{shape.name}": found[f"field/{shape.name}"] for shape in self.encoder.shapes}
+
+    def parts_of(self, requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The fields that are alike for all candidates of a request, of each of r requests, and the others, of all
+        rows."""
+        once, each = self._parts(frozenset(name for _, candidates in requests for row in candidates for name in row))
+        contexts = self.complete(self.rows_of([(context, [{}]) for context, _ in requests])) if once.fields else {}
+        rows = self.complete(self.rows_of(requests)) if each.fields else {}
+        return once.encode(contexts) if once.fields else {}, each.encode(rows) if each.fields else {}
+
+    def alike(self, said: Iterable[str]) -> tuple[str, ...]:
+        """The fields that are alike for all candidates of a request, when these say such columns."""
+        return tuple(f"field/{shape.name}" for shape in self._parts(frozenset(said))[0].shapes)
 
     def _parts(self, said: frozenset[str]) -> tuple[FieldEncoder, FieldEncoder]:
         """The fields that are alike for all candidates when these say such columns, and the others."""
@@ -169,8 +180,7 @@ class RankerFeatures:
 
         A row is a candidate's columns, and the context's where the candidate says nothing of one.
         """
-        sizes = [len(candidates) for _, candidates in requests]
-        owner = np.repeat(np.arange(len(requests)), sizes)
+        owner = owners(requests)
         said = {name for _, candidates in requests for row in candidates for name in row}
         found = {}
         for name in dict.fromkeys((*self.asked, *more)):

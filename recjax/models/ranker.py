@@ -110,7 +110,11 @@ class Ranker(Module):
         return HeadLayers(head, width, self.interaction.output(rngs=rngs) if reads_trunk else None, rngs=rngs)
 
     def __call__(self, batch: dict[str, Any], *, train: bool, key: Key[Array, ""] | None) -> dict[str, jax.Array]:
-        """Reads `field/<name>` of every field, `domain` for what is by domain, and facts where parts are told to."""
+        """Reads `field/<name>` of every field, `domain` for what is by domain, and facts where parts are told to.
+
+        The candidates of a request share its context: see `nn.field_vectors.FieldVectors` for fields that are given
+        once for a context. Logits are those of rows with all their fields, but for rounding.
+        """
         call = Pass(train, key, batch["domain"] if self.reads_domain else None, {})
         inputs = self.fields(batch, self.table[...], call.part(0))
         if self.gate is not None:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from recjax.core.errors import ConfigError
 from recjax.core.module import Module, Rngs, param
+from recjax.nn.composed import Composed
 from recjax.nn.dense import Dense, Pass
 from recjax.nn.interaction import Crossed, Inputs, InputShape, Linear
 from recjax.nn.tower import Deep, TowerConfig
@@ -78,12 +79,12 @@ class CrossLayers(Module):
             if self.config.experts > 1:
                 x = first * layer(x, jax.nn.softmax(self.gate(x, call), axis=-1)) + x
             else:
-                x = first * layer(x, call) + x
+                x = first * layer(x if i else inputs.composed(), call) + x
         if self.deep is None:
             return Crossed(x)
         if self.config.structure == "stacked":
             return Crossed(self.deep(x, call))
-        return Crossed(jnp.concatenate([x, self.deep(first, call)], axis=1))
+        return Crossed(jnp.concatenate([x, self.deep(inputs.composed(), call)], axis=1))
 
     def output(self, *, rngs: Rngs) -> Linear:
         """The output layer of a head."""
@@ -97,7 +98,7 @@ class LowRank(Module):
         self.down = Dense(width, rank, bias=False, rngs=rngs)
         self.up = Dense(rank, width, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b i"], call: Pass) -> Float[Array, "b i"]:
+    def __call__(self, x: Float[Array, "b i"] | Composed, call: Pass) -> Float[Array, "b i"]:
         return self.up(self.down(x, call), call)
 
 

@@ -9,6 +9,7 @@ domain is then the backbone to the last bit.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from recjax.core.errors import ConfigError
 from recjax.core.module import Initializer, Module, Params, Rngs, param
+from recjax.nn.composed import Composed
 from recjax.nn.dropout import dropout
 from recjax.nn.linear import linear
 
@@ -129,12 +131,16 @@ class Dense(Module):
         self.adapter_bias = param(rngs, (domains, outer), (None, self.axes[1]), zeros)
         self.adapted, self.form = True, adapters.form
 
-    def __call__(self, x: Float[Array, "b *n i"], call: Pass, *, dropout: float = 0.0) -> Float[Array, "b *n o"]:
+    def __call__(
+        self, x: Float[Array, "b *n i"] | Composed, call: Pass, *, dropout: float = 0.0
+    ) -> Float[Array, "b *n o"]:
         """`dropout` is that of the backbone's term."""
         bias = None if self.bias is None else self.bias[...]
-        y = call.dropout(linear(x, self.weight[...], bias, rounded=self.rounded), dropout)
+        multiply = x.product if isinstance(x, Composed) else functools.partial(linear, x)
+        y = call.dropout(multiply(self.weight[...], bias, rounded=self.rounded), dropout)
         if not self.adapted or call.domain is None:
             return y
+        x = x.whole() if isinstance(x, Composed) else x
         if self.form == "low_rank":
             own = low_rank(x, call.domain, self.adapter_in[...], self.adapter_out[...])
         elif self.form == "full":

@@ -52,8 +52,7 @@ class FactorizationLayers(Module):
         offset = inputs.first + pair_sum(inputs.vectors).sum(1)
         if self.linear is not None:
             offset = offset + inputs.numbers @ self.linear[...]
-        flat = inputs.flat()
-        return Crossed(self.deep(flat, call) if self.deep else flat[:, :0], offset)
+        return Crossed(self.deep(inputs.composed(), call) if self.deep else inputs.numbers[:, :0], offset)
 
     def output(self, *, rngs: Rngs) -> Linear | Constant:
         """The output layer of a head: with no tower, w_0 alone."""

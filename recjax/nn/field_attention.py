@@ -54,7 +54,7 @@ class FieldAttentionLayers(Module):
         x = inputs.vectors
         for i in range(self.config.layers):
             x = jax.nn.relu(self._attend(x, i, call) + getattr(self, f"residual{i}")(x, call))
-        deep = (self.deep(inputs.flat(), call),) if self.deep else ()
+        deep = (self.deep(inputs.composed(), call),) if self.deep else ()
         return Crossed(jnp.concatenate([x.reshape(x.shape[0], -1), inputs.numbers, *deep], axis=1))
 
     def _attend(self, x: Float[Array, "b s i"], layer: int, call: Pass) -> Float[Array, "b s o"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -18,13 +18,15 @@ from jaxtyping import Array, Bool, Float
 
 from recjax.core.errors import ConfigError
 from recjax.core.module import Module, Rngs, param
+from recjax.nn.composed import taken
 from recjax.nn.dense import Dense, Pass
 from recjax.nn.embed import PAD, lookup
-from recjax.nn.interaction import Inputs, InputShape
+from recjax.nn.interaction import Alike, Inputs, InputShape
 from recjax.nn.past_vectors import PRESENT, PastVectors
 from recjax.nn.target_attention import TargetAttention
 
 ROW_KINDS = ("categorical", "multi_valued", "sequence")
+CONTEXT, OWNER = "context/", "owner"
 
 
 @runtime_checkable
@@ -93,6 +95,7 @@ class FieldVectors(Module):
             width=config.width,
             numbers=len(self.numeric) - len(by_vector),
         )
+        self.numbers = () if by_vector else self.numeric
         if not self.shape.flat:
             raise ConfigError("a ranker without fields", mend="declare fields for the task of the recipe")
         widths = {f.name: f.width for f in fields if f.kind == "vector"}
@@ -118,23 +121,54 @@ class FieldVectors(Module):
                 setattr(self, f"attention{number}", config.attention.make(config.width, rngs=rngs))
 
     def __call__(self, batch: Mapping[str, Any], table: Float[Array, "v e"], call: Pass) -> Inputs:
-        """Reads `field/<name>` of every field."""
-        width, block, parts = self.config.width, *self._look_up(batch, table)
+        """Reads `field/<name>` of every field.
+
+        Fields of which there is `context/<name>` [r, ...] instead are those of contexts, row k being of the context
+        `owner[k]`; they are looked up, pooled and projected once for each context.
+        """
+        width, owner = self.config.width, batch.get(OWNER)
+        shared = {f"field/{name.removeprefix(CONTEXT)}": x for name, x in batch.items() if name.startswith(CONTEXT)}
+        of_rows = {**batch, **{name: taken(x, owner) for name, x in shared.items()}}
+        alike: set[str] = set()
+
+        def made(name: str, reads: Sequence[str], make: Callable[[Mapping[str, Any]], jax.Array]) -> jax.Array:
+            """What `make` makes of a batch, for every row; of the contexts where they have all that it reads."""
+            if not {f"field/{one}" for one in reads} <= shared.keys():
+                return make(of_rows)
+            alike.add(name)
+            return taken(make({**batch, **shared}), owner)
+
+        rows = next(x for name, x in of_rows.items() if name.startswith("field/")).shape[0]
+        block, parts = self._look_up(batch, table, rows)
+        found = {name: (*part, None) for name, part in parts.items()}
+        if shared:
+            known, parts = self._look_up(shared, table, _count(shared))
+            found |= {name: (*part, owner) for name, part in parts.items()}
+            alike |= {name for name in self.single if f"field/{name}" in shared}
+            order = [*(n for n in self.single if n not in alike), *(n for n in self.single if n in alike)]
+            block = jnp.concatenate([block, taken(known, owner)], axis=1)
+            block = block[:, jnp.asarray([order.index(name) for name in self.single], jnp.int32)]
         vectors = [block[..., :width]] if self.single else []
         weights = [block[..., width:].sum((1, 2))]
-        for number, ((_, of), (values, real)) in enumerate(zip(self.several, parts, strict=True)):
-            pooled = self._pool(values, real)
+        for number, (name, of) in enumerate(self.several):
+            values, real, whose = found[name]
+            pooled = taken(self._pool(values, real), whose)
             weights.append(pooled[:, width:].sum(1))
             pooled = pooled[:, :width]
             if hasattr(self, f"attention{number}"):
                 attention, target = getattr(self, f"attention{number}"), block[:, self.single.index(of), :width]
-                pooled = attention(target, values[..., :width], real, call.part(number))
+                pooled = attention(target, values[..., :width], real, call.part(number), owner=whose)
+            elif whose is not None:
+                alike.add(name)
             vectors.append(pooled[:, None])
         for number, name in enumerate(self.projected):
-            vectors.append(getattr(self, f"project{number}")(batch[f"field/{name}"], call)[:, None])
-        vectors += [getattr(self, f"past{number}").of_batch(batch)[:, None] for number in range(len(self.config.past))]
-        rows = weights[0].shape[0]
-        numbers = [batch[f"field/{name}"] for name in self.numeric]
+            project = getattr(self, f"project{number}")
+            vectors.append(made(name, [name], lambda b, p=project, n=name: p(b[f"field/{n}"], call))[:, None])
+        for number, one in enumerate(self.config.past):
+            make = getattr(self, f"past{number}").of_batch
+            reads = [one.of] if one.of else [n + bit for n in one.fields for bit in ("", PRESENT)]
+            vectors.append(made(one.name, reads, make)[:, None])
+        numbers = [made(name, [name], lambda b, n=name: b[f"field/{n}"]) for name in self.numeric]
         values = jnp.stack(numbers, axis=1) if numbers else jnp.zeros((rows, 0), table.dtype)
         if self.scaled is not None:
             scaled = values[..., None] * self.scaled[...][None]
@@ -143,24 +177,42 @@ class FieldVectors(Module):
             values = values[:, :0]
         stacked = jnp.concatenate(vectors, axis=1) if vectors else jnp.zeros((rows, 0, width), table.dtype)
         first = functools.reduce(jnp.add, weights) if self.first_order else None
-        return Inputs(call.dropout(stacked, self.config.dropout), values, first)
+        return Inputs(
+            call.dropout(stacked, self.config.dropout), values, first, self._alike(alike, shared, owner, call)
+        )
+
+    def _alike(self, names: set[str], shared: Mapping[str, Any], owner: jax.Array | None, call: Pass) -> Alike | None:
+        """What of the inputs contexts share; with dropout no two rows are alike."""
+        if owner is None or not shared or call.train:
+            return None
+        vectors, numbers = ([k for k, n in enumerate(all_) if n in names] for all_ in (self.shape.names, self.numbers))
+        return Alike(owner, _count(shared), tuple(vectors), tuple(numbers))
 
     def _look_up(
-        self, batch: Mapping[str, Any], table: jax.Array
-    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
-        """In one lookup: vectors [b, s, e] of all fields of one value, which nobody need take apart, and of every field
-        of several values their vectors [b, n, e], zero where padded, and which are there [b, n]."""
-        several = [batch[f"field/{name}"] for name, _ in self.several]
-        ids = [*(batch[f"field/{name}"][:, None] for name in self.single), *several]
+        self, batch: Mapping[str, Any], table: jax.Array, rows: Any
+    ) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+        """In one lookup: vectors [b, s, e] of the fields of one value, which nobody need take apart, and of each field
+        of several values its vectors [b, n, e], zero where padded, and which are there [b, n]; of the fields that are
+        in the batch."""
+        single, several = (
+            [name for name in names if f"field/{name}" in batch]
+            for names in (self.single, [n for n, _ in self.several])
+        )
+        lists = [jnp.asarray(batch[f"field/{name}"]) for name in several]
+        ids = [*(batch[f"field/{name}"][:, None] for name in single), *lists]
         if not ids:
-            rows = next(x.shape[0] for name, x in batch.items() if name.startswith("field/"))
-            return jnp.zeros((rows, 0, table.shape[1]), table.dtype), []
-        ends = [len(self.single)]
-        for each in several[:-1]:
+            return jnp.zeros((rows, 0, table.shape[1]), table.dtype), {}
+        ends = [len(single)]
+        for each in lists[:-1]:
             ends.append(ends[-1] + each.shape[1])
-        block, *parts = jnp.split(lookup(table, jnp.concatenate(ids, axis=1)), ends if several else [], axis=1)
-        return block, [(part, each != PAD) for part, each in zip(parts, several, strict=True)]
+        block, *parts = jnp.split(lookup(table, jnp.concatenate(ids, axis=1)), ends if lists else [], axis=1)
+        return block, {name: (part, each != PAD) for name, part, each in zip(several, parts, lists, strict=True)}
 
     def _pool(self, found: Float[Array, "b n e"], real: Bool[Array, "b n"]) -> Float[Array, "b e"]:
         total = found.sum(1)
         return total if self.config.pooling == "sum" else total / jnp.maximum(real.sum(1), 1)[:, None]
+
+
+def _count(of_contexts: Mapping[str, Any]) -> Any:
+    """How many contexts there are: a number, or a symbol for one."""
+    return next(iter(of_contexts.values())).shape[0]

@@ -61,8 +61,8 @@ class FinalMlpLayers(Module):
     def __call__(self, inputs: Inputs, call: Pass) -> Crossed:
         streams = []
         for number, (gate, tower) in enumerate(((self.first_gate, self.first), (self.second_gate, self.second))):
-            x, own = inputs.flat(), call.part(number)
-            streams.append(tower(x if gate is None else x * gate(inputs, own), own))
+            own = call.part(number)
+            streams.append(tower(inputs.composed() if gate is None else inputs.flat() * gate(inputs, own), own))
         return Crossed(jnp.concatenate(streams, axis=1))
 
     def output(self, *, rngs: Rngs) -> Fusion:

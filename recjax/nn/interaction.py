@@ -11,10 +11,11 @@ import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from recjax.core.errors import ConfigError
 from recjax.core.module import Module, Rngs
+from recjax.nn.composed import Shared
 from recjax.nn.dense import Dense, Pass
 from recjax.nn.tower import Deep
 
@@ -39,20 +40,42 @@ class InputShape:
         return tuple(self.names.index(name) for name in names)
 
 
+class Alike(NamedTuple):
+    """Which of the fields (`vectors`, `numbers`: their places) are alike in all rows of one of `contexts` contexts;
+    that of row k is `owner[k]`."""
+
+    owner: Int[Array, " b"]
+    contexts: int
+    vectors: tuple[int, ...]
+    numbers: tuple[int, ...]
+
+
 class Inputs(NamedTuple):
     """`vectors` [b, s, d] of the fields, `numbers` [b, c], and `first` [b], the sum of the fields' own weights.
 
-    `first` is there for an interaction that asks for it (`first_order`).
+    `first` is there for an interaction that asks for it (`first_order`), `alike` where rows share contexts.
     """
 
     vectors: Float[Array, "b s d"]
     numbers: Float[Array, "b c"]
     first: Float[Array, " b"] | None = None
+    alike: Alike | None = None
 
     def flat(self) -> Float[Array, "b i"]:
         """Field after field, then the numbers."""
         flat = self.vectors.reshape(self.vectors.shape[0], -1)
         return jnp.concatenate([flat, self.numbers], axis=1) if self.numbers.shape[1] else flat
+
+    def composed(self) -> Float[Array, "b i"] | Shared:
+        """`flat` for a dense layer, which makes products with what is alike in many rows once."""
+        flat, alike = self.flat(), self.alike
+        if alike is None or not (alike.vectors or alike.numbers):
+            return flat
+        _, fields, width = self.vectors.shape
+        places = [s * width + k for s in alike.vectors for k in range(width)] + [
+            fields * width + k for k in alike.numbers
+        ]
+        return Shared(flat, alike.owner, alike.contexts, tuple(places))
 
 
 class Crossed(NamedTuple):
@@ -103,8 +126,7 @@ class FlatLayers(Module):
         self.width = self.deep.width if self.deep else inputs.flat
 
     def __call__(self, inputs: Inputs, call: Pass) -> Crossed:
-        x = inputs.flat()
-        return Crossed(self.deep(x, call) if self.deep else x)
+        return Crossed(self.deep(inputs.composed(), call) if self.deep else inputs.flat())
 
     def output(self, *, rngs: Rngs) -> Linear:
         """The output layer of a head."""

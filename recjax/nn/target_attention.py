@@ -6,9 +6,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from recjax.core.module import Module, Rngs
+from recjax.nn.composed import Compared, taken
 from recjax.nn.dense import Dense, Pass
 from recjax.nn.tower import TowerConfig
 
@@ -40,11 +41,17 @@ class TargetAttentionLayers(Module):
         self.out = Dense(self.unit.width, 1, rngs=rngs)
 
     def __call__(
-        self, target: Float[Array, "b d"], history: Float[Array, "b n d"], real: Bool[Array, "b n"], call: Pass
+        self,
+        target: Float[Array, "b d"],
+        history: Float[Array, "r n d"],
+        real: Bool[Array, "r n"],
+        call: Pass,
+        *,
+        owner: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b d"]:
-        t = jnp.broadcast_to(target[:, None], history.shape)
-        x = jnp.concatenate([t, history, t - history, t * history], axis=2)
+        """Histories are those of rows, or of contexts where rows have an `owner`."""
+        x, real = Compared(target, history, owner), taken(real, owner)
         weights = self.out(self.unit(x, call), call)[..., 0]
         if self.softmax:
             weights = jax.nn.softmax(jnp.where(real, weights, _NEGATIVE), axis=1)
-        return jnp.einsum("bn,bnd->bd", jnp.where(real, weights, 0), history)
+        return jnp.einsum("bn,bnd->bd", jnp.where(real, weights, 0), x.of_rows())

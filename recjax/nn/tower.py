@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from recjax.core.errors import ConfigError
 from recjax.core.module import Module, Rngs, param
+from recjax.nn.composed import Composed
 from recjax.nn.dense import Dense, Pass
 from recjax.nn.norm import Norm
 
@@ -145,7 +146,7 @@ class Tower(Module):
             if config.activation == "dice":
                 setattr(self, f"dice{i}", Dice(outer, rngs=rngs))
 
-    def __call__(self, x: Float[Array, "b *n i"], call: Pass) -> Float[Array, "b *n o"]:
+    def __call__(self, x: Float[Array, "b *n i"] | Composed, call: Pass) -> Float[Array, "b *n o"]:
         config = self.config
         for i in range(len(config.widths)):
             layer, own = getattr(self, f"layer{i}"), call.part(i)
@@ -154,7 +155,7 @@ class Tower(Module):
                 x = getattr(self, f"norm{i}")(x, *((own,) if config.norm == "batch" else ()))
             x = getattr(self, f"dice{i}")(x, own) if config.activation == "dice" else ACTIVATIONS[config.activation](x)
             x = x if layer.adapted else own.dropout(x, config.dropout)
-        return x
+        return x.whole() if isinstance(x, Composed) else x
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +190,7 @@ class ResidualTower(Module):
             setattr(self, f"inner{i}", Dense(config.width, config.width, axes=(None, "mlp"), rngs=rngs))
             setattr(self, f"outer{i}", Dense(config.width, config.width, axes=("mlp", None), rngs=rngs))
 
-    def __call__(self, x: Float[Array, "b i"], call: Pass) -> Float[Array, "b o"]:
+    def __call__(self, x: Float[Array, "b i"] | Composed, call: Pass) -> Float[Array, "b o"]:
         x = self.project(x, call)
         for i in range(self.config.blocks):
             inner = jax.nn.relu(getattr(self, f"inner{i}")(getattr(self, f"norm{i}")(x), call))
