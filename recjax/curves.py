@@ -9,7 +9,7 @@ import numpy as np
 from recjax.tables import Table, number
 
 _COLUMNS = 10
-_WANTED = ("auc", "grouped_auc", "weighted_auc", "ndcg@10", "log_loss", "nll")
+_WANTED = ("auc", "grouped_auc", "gauc", "weighted_auc", "ndcg@10", "log_loss", "nll")
 
 # Of each seed of a stage the records of its metrics.jsonl.
 Records = Sequence[Sequence[Mapping[str, float]]]

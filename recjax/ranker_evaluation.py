@@ -165,15 +165,17 @@ class RankerEvaluator:
             "sampled_candidates": 0,
             "k": [],
             "metrics": [
-                *METRICS[:5],
-                *(METRICS[6:8] if manifest["domains"] else ()),
+                *METRICS[:6],
+                *(METRICS[7:9] if manifest["domains"] else ()),
                 *(OF_REQUESTS if self.rows.request is not None else ()),
             ],
             "rows": len(self.reader),
             "users": len(self.user_index),
+            "users_of_one_kind": self._of_one_kind(),
             "max_rows": config.max_rows,
             "catalogue_size": self.examples.vocab.num_items,
-            "calibration": "predicted over observed positives; calibration_error over tenths of the rows",
+            "calibration": "predicted over observed positives; calibration_error over tenths of the rows; shift of a "
+            "group: what its logits would have to be moved by for predictions to add up to what happened",
             "interval": f"95%, percentile bootstrap over users of metrics linearised in them, "
             f"{config.bootstrap_samples} samples, paired for differences",
             "vocabulary_hash": self.examples.vocab.hash,
@@ -244,6 +246,14 @@ class RankerEvaluator:
         size = int(max(trained.max(initial=0), asked.max(initial=0))) + 1
         shown, summed = (np.bincount(trained, x * known, minlength=size)[asked] for x in (known, label))
         return (summed + self.config.prior * rate) / (shown + self.config.prior)
+
+    def _of_one_kind(self) -> int:
+        """How many users have no positive, or nothing else, by the first head: they have no AUC of their own."""
+        label, user = self.rows.label[:, 0], self.rows.user
+        positives, negatives = (
+            np.bincount(user[mine], minlength=self.rows.users) for mine in (label >= 0.5, (label >= 0) & (label < 0.5))
+        )
+        return int(((positives == 0) | (negatives == 0)).sum())
 
     def _asked(self) -> str:
         """A hash of the rows and their labels: models that are told other fields of them compare."""

@@ -17,6 +17,7 @@ from recjax.metrics.binary import (
     sigmoid,
 )
 from recjax.metrics.calibration import calibration_error
+from recjax.metrics.group_shift import shift_by_user
 from recjax.metrics.requests import request_metrics_by_user
 from recjax.metrics.values import deviance_by_user, predicted_values, rmse_by_user
 from recjax.results import System
@@ -25,14 +26,14 @@ from recjax.slices import Group, Task
 _CUTOFF = 10
 OF_REQUESTS = (f"request_ndcg@{_CUTOFF}", f"request_recall@{_CUTOFF}", "request_mrr")
 METRICS = (
-    *("auc", "grouped_auc", "log_loss", "normalised_entropy", "calibration", "calibration_error"),
+    *("auc", "grouped_auc", "gauc", "log_loss", "normalised_entropy", "calibration", "calibration_error"),
     *("weighted_auc", "domain_auc", *OF_REQUESTS),
     *("nll", "recall@10"),
     *("rmse", "deviance"),
 )
 # What a model says of a row besides logits; its mean over the positives of the first head is a metric.
 OF_ROW = "row/"
-_SHOWN = ("auc", "log_loss", "calibration")
+_SHOWN = ("auc", "log_loss", "calibration", "shift")
 
 
 class Judged(NamedTuple):
@@ -92,6 +93,7 @@ def head_metrics(rows: Judged, head: int, logit: np.ndarray) -> tuple[dict[str, 
     found = {
         "auc": auc_by_user(z, positive, user, users),
         "grouped_auc": grouped_auc_by_user(z, positive, user, users),
+        "gauc": grouped_auc_by_user(z, positive, user, users, by_rows=True),
         "log_loss": ratio_by_user(np.bincount(user, loss, minlength=users), many),
         "normalised_entropy": normalised_entropy_by_user(loss, label, user, users),
         "calibration": calibration_by_user(p, label, user, users),
@@ -118,7 +120,11 @@ def grouped(
             part, users = rows.take(known)
             values, whole = {}, {}
             for system, logits in systems.items():
-                values[system], whole[system] = head_metrics(part, head_at, logits[head][known])
+                z = logits[head][known]
+                values[system], whole[system] = head_metrics(part, head_at, z)
+                if head not in rows.values:
+                    label = part.label[:, head_at].astype(np.float64)
+                    values[system]["shift"] = shift_by_user(z, label, part.user, part.users)
             title = f"{name}: {head}" if len(rows.heads) > 1 else name
             groups[f"{title} ({len(known):,} rows)"] = Group(user_index=users, values=values, whole=whole)
     return Task(about=about, groups=groups, shown=(*_SHOWN, *(OF_REQUESTS if rows.request is not None else ())))

@@ -2,6 +2,7 @@
 
     auc          the chance that a positive scores above a negative, ties counted half, over all pairs
     grouped auc  the same over the pairs of one user, averaged over the users who have both kinds
+    gauc         the same, every user weighted with its rows (impressions; DIN, arXiv 1706.06978, section 6.2)
     log loss     nats: minus the log of the probability of what happened
 
 None of these is a mean over users, yet it is users that intervals are drawn over. `..._by_user` therefore give the
@@ -43,9 +44,15 @@ def grouped_auc(
 
 
 def grouped_auc_by_user(
-    scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"], user: Int[np.ndarray, " n"], users: int
+    scores: Float[np.ndarray, " n"],
+    positive: Bool[np.ndarray, " n"],
+    user: Int[np.ndarray, " n"],
+    users: int,
+    *,
+    by_rows: bool = False,
 ) -> Float[np.ndarray, " u"]:
-    """`grouped_auc`, linearised; a user with one kind alone changes nothing and stands at the metric itself."""
+    """`grouped_auc`, or with `by_rows` the gauc, linearised; a user with one kind alone changes nothing and stands at
+    the metric itself."""
     order = np.lexsort((scores, user))
     who, score, held = user[order], scores[order], positive[order]
     same = np.concatenate([[False], (who[1:] == who[:-1]) & (score[1:] == score[:-1])])
@@ -56,8 +63,8 @@ def grouped_auc_by_user(
     positives = np.bincount(who, held, minlength=users)
     negatives = np.bincount(who, ~held, minlength=users)
     wins = np.bincount(who, rank * held, minlength=users) - positives * (positives + 1) / 2
-    both = (positives > 0) & (negatives > 0)
-    return ratio_by_user(np.where(both, wins / np.maximum(positives * negatives, 1), 0.0), both.astype(float))
+    weight = ((positives > 0) & (negatives > 0)) * (positives + negatives if by_rows else 1.0)
+    return ratio_by_user(weight * wins / np.maximum(positives * negatives, 1), weight)
 
 
 def ratio_by_user(total: Float[np.ndarray, " u"], weight: Float[np.ndarray, " u"]) -> Float[np.ndarray, " u"]:

@@ -1,11 +1,15 @@
-"""Calibration of groups whose labels are known as totals alone: one number added to all logits of a group."""
+"""Calibration of groups whose labels are known as totals alone: one number added to all logits of a group.
+
+The same number says where data have shifted: what the logits of a domain, or of a later period, would have to be moved
+by for the predictions to add up to what happened there.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
 
-_ROUNDS = 80
+_ROUNDS = 50
 
 
 def group_shifts(
@@ -31,6 +35,22 @@ def group_shifts(
         low, high = np.where(said < totals, middle, low), np.where(said < totals, high, middle)
     shift = np.where(totals <= 0, -np.inf, np.where(totals >= most, np.inf, (low + high) / 2))
     return np.where(most > 0, shift, 0)
+
+
+def shift_by_user(
+    logits: Float[np.ndarray, " n"], label: Float[np.ndarray, " n"], user: Int[np.ndarray, " n"], users: int
+) -> Float[np.ndarray, " u"]:
+    """The shift of all rows with the labels [0, 1] in total, linearised in the users 0 to `users` - 1 as in
+    `metrics.auc`: its mean is the shift. NaN where all labels are 0, or all 1.
+
+    A user moves the root of sum sigmoid(z + s) - y by what these leave of its rows, over the slope.
+    """
+    [shift] = group_shifts(logits, np.zeros(len(logits), np.int64), np.asarray([label.sum()]))
+    if not np.isfinite(shift) or not len(logits):
+        return np.full(users, np.nan)
+    p = _sigmoid(np.asarray(logits, np.float64) + shift)
+    left = np.bincount(user, label - p, minlength=users)
+    return shift + users * left / (p * (1 - p)).sum()
 
 
 def _smallest(totals: np.ndarray, most: np.ndarray) -> float:

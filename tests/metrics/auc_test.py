@@ -32,6 +32,11 @@ def test_auc_and_grouped_auc_by_brute_force(case) -> None:
     each = np.array([brute_auc(scores[user == u], positive[user == u]) for u in range(users)])
     want = np.nanmean(each) if np.isfinite(each).any() else np.nan
     np.testing.assert_allclose(grouped_auc(scores, positive, user, users), want, atol=1e-12)
+    known, rows = np.isfinite(each), np.bincount(user, minlength=users)
+    want = np.average(each[known], weights=rows[known]) if known.any() else np.nan
+    got = grouped_auc_by_user(scores, positive, user, users, by_rows=True).mean()
+    np.testing.assert_allclose(got, want, atol=1e-12)
+    np.testing.assert_allclose(grouped_auc_by_user(scores, positive, user * 0, 1, by_rows=True), auc(scores, positive))
 
 
 @given(answers())
