@@ -1,29 +1,26 @@
 """`recjax export`: freeze a checkpoint into a bundle that a serving team loads without the training code.
 
 The whole answer, from the rows of a prompt to the best rows of the catalogue, is one function, exported with jax.export
-for any batch size and any number of seen items, once more for questions that allow some items only; the weights lie
-beside it, so that they can be inspected and are not part of the program. The new bundle is loaded and compared with the
-model in this process before it takes its place. `recjax.serve.bundle` describes the folder.
+for any batch size and any number of seen items, once more for questions that allow some items only. `recjax.freeze`
+makes the bundle; `recjax.serve.bundle` describes the folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.export
 import numpy as np
-from safetensors.numpy import save_file
 
 from recjax import cli, trained
 from recjax.core.errors import BundleError, ConfigError
-from recjax.core.folder import hash_of, new_folder, write_manifest
+from recjax.core.folder import hash_of
 from recjax.core.module import Functional, Params
 from recjax.core.state import from_paths
 from recjax.data.examples import Examples
@@ -32,7 +29,7 @@ from recjax.data.text import Tokenizer
 from recjax.data.vocab import FIRST_ITEM, ItemVocab
 from recjax.export_rank import export_ranker_run
 from recjax.export_score import export_score_run
-from recjax.freeze import PLATFORMS, host_weights, lower, shapes
+from recjax.freeze import Program, freeze, host_weights
 from recjax.label_evaluation import LabelEvaluation
 from recjax.models.folded import fold
 from recjax.ranker_evaluation import RankerEvaluation
@@ -41,7 +38,7 @@ from recjax.retrieve import Catalogue, Rows
 from recjax.serve import bundle as layout
 from recjax.serve.facets import Values
 from recjax.serve.features import pad
-from recjax.serve.stored import WEIGHTS_FILE, shapes_of
+from recjax.serve.stored import TEXT_FILE
 
 TOLERANCE = 1e-5
 # Columns of the items table by which answers can be filtered.
@@ -66,11 +63,7 @@ def export_bundle(
     facets: Mapping[str, Values] | None = None,
     users: Sequence[Mapping[str, Any]] = (),
     max_k: int = 100,
-    name: str = "model",
-    recipe: str = "",
-    step: int = 0,
-    checkpoint: str = "",
-    platforms: Sequence[str] = PLATFORMS,
+    **told: Any,
 ) -> Path:
     """Write a bundle at `out` and return its path.
 
@@ -78,15 +71,11 @@ def export_bundle(
     "history", "target"). `prompts` is how a model of tokens is asked and `catalogue` how its items are found, where
     that is not by their rows; with `text`, the vocabulary of its text tokens, it answers queries too, behind
     `text_prompt`. `recommends` says whether it was trained on histories, `users` are some to show. `max_k` is cut to
-    the number of items, or to what the catalogue always finds. `recipe`, `step` and `checkpoint` are kept in the
-    manifest. The functions are lowered for every one of `platforms` that allows it; the one this process runs on must.
-    Raises `BundleError` when `out` exists, when the weights cannot be stored, or when the bundle does not answer as the
-    model does.
+    the number of items, or to what the catalogue always finds. `told` (`name`, `recipe`, `step`, `checkpoint`,
+    `platforms`) is as `freeze` takes it. Raises `BundleError` as that does, and when the weights cannot be stored.
     """
-    if jax.process_count() > 1:
-        raise BundleError("export runs in one process", where=f"{jax.process_count()} processes")
-    if max_k < 1 or not name:
-        raise BundleError(f"max_k is {max_k}, name is {name!r}", expected="max_k at least 1 and a name")
+    if max_k < 1:
+        raise BundleError(f"max_k is {max_k}", expected="at least 1")
     for what, column in {"titles": titles, **(facets or {})}.items():
         if len(column) != vocab.num_rows:
             raise ValueError(f"{len(column)} {what} for {vocab.num_rows} rows")
@@ -98,48 +87,38 @@ def export_bundle(
     params = from_paths(params, weights)
     recommend = make_recommend(model, num_items=vocab.num_items, k=max_k, catalogue=catalogue)
     prompt_length = history_length if prompts is None else prompts.slots(history_length)
-    functions, refused = _lower_both(recommend, params, weights, prompt_length, vocab.num_rows, times, tuple(platforms))
     schema = layout.schema_of(prompt_length, max_k, times, tokens=prompts is not None, filtered=True)
-    with new_folder(out, error=BundleError) as folder:
-        files = {layout.FUNCTION: layout.FUNCTION_FILE, layout.FILTERED: layout.FILTERED_FILE}
-        for function, file in files.items():
-            (folder / file).write_bytes(functions[function].serialize())
-        save_file(weights, folder / WEIGHTS_FILE)
-        # safetensors lets nobody else read what it wrote.
-        shutil.copymode(folder / layout.FUNCTION_FILE, folder / WEIGHTS_FILE)
+
+    def write(folder: Path) -> dict[str, Any]:
         vocab.save(folder / layout.VOCABULARY_FILE)
         _write_json(folder / layout.TITLES_FILE, list(titles))
         if facets:
             _write_json(folder / layout.FACETS_FILE, {facet: list(column) for facet, column in facets.items()})
         if users:
             _write_json(folder / layout.USERS_FILE, list(users))
-        write_manifest(
-            folder,
-            {
-                "format": layout.FORMAT,
-                "name": name,
-                "recipe": recipe,
-                "step": step,
-                "checkpoint": checkpoint,
-                "max_k": max_k,
-                "history_length": history_length,
-                "times": times,
-                "recommends": recommends,
-                "num_items": vocab.num_items,
-                "vocabulary_hash": vocab.hash,
-                **(_write_prompts(folder, prompts, prompt_length, text, text_prompt) if prompts else {}),
-                "schema": schema,
-                "schema_hash": hash_of(schema),
-                "functions": files,
-                "weights": shapes_of(weights),
-                "jax_version": jax.__version__,
-                "calling_convention": functions[layout.FUNCTION].calling_convention_version,
-                "platforms": list(functions[layout.FILTERED].platforms),
-                "platforms_refused": refused,
-            },
-        )
-        _compare(folder, recommend, params)
-    return Path(out)
+        return {
+            "max_k": max_k,
+            "history_length": history_length,
+            "times": times,
+            "recommends": recommends,
+            "num_items": vocab.num_items,
+            "vocabulary_hash": vocab.hash,
+            **(_write_prompts(folder, prompts, prompt_length, text, text_prompt) if prompts else {}),
+            "schema": schema,
+            "schema_hash": hash_of(schema),
+            "functions": {layout.FUNCTION: layout.FUNCTION_FILE, layout.FILTERED: layout.FILTERED_FILE},
+        }
+
+    return freeze(
+        layout.Bundle,
+        out,
+        weights,
+        _programs(recommend, params, prompt_length, vocab.num_rows, times),
+        write=write,
+        pairs=lambda loaded: _pairs(loaded, recommend, params),
+        tolerance=TOLERANCE,
+        **told,
+    )
 
 
 def _write_prompts(
@@ -152,7 +131,7 @@ def _write_prompts(
         np.save(folder / layout.SPELLING_FILE, tokens.spelling)
         told["spelling"] = {"levels": tokens.levels, "hash": layout.spelling_hash(tokens.spelling)}
     if text is not None:
-        (folder / layout.TEXT_FILE).write_bytes(text.model)
+        (folder / TEXT_FILE).write_bytes(text.model)
         told["text"] = {
             "start": tokens.text_start,
             "length": prompts.text_length,
@@ -179,10 +158,11 @@ def export_run(
     """
     assembly, recipe = run.assembly, run.assembly.recipe
     told: dict[str, Any] = {"name": name or recipe.name, "recipe": recipe.name, "step": run.step}
+    told["checkpoint"] = str(run.checkpoint)
     if isinstance(recipe.evaluation, LabelEvaluation):
-        return export_score_run(assembly, run.params, out, checkpoint=str(run.checkpoint), **told)
+        return export_score_run(assembly, run.params, out, **told)
     if isinstance(recipe.evaluation, RankerEvaluation):
-        return export_ranker_run(assembly, run.params, out, checkpoint=str(run.checkpoint), domain=domain, **told)
+        return export_ranker_run(assembly, run.params, out, domain=domain, **told)
     if domain:
         raise ConfigError("only a ranker of rows has domains", where=f"--domain {domain}")
     prompts, titled = assembly.prompts, assembly.examples[0]
@@ -204,10 +184,7 @@ def export_run(
         facets=facets_of(titled),
         users=sample(logs[0], sample_users, recipe.feed.times) if logs and sample_users else (),
         max_k=max_k,
-        name=name or recipe.name,
-        recipe=recipe.name,
-        step=run.step,
-        checkpoint=str(run.checkpoint),
+        **told,
     )
 
 
@@ -268,16 +245,8 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
-def _lower_both(
-    recommend: Recommend,
-    params: Params,
-    weights: dict[str, np.ndarray],
-    length: int,
-    rows: int,
-    times: str,
-    platforms: tuple[str, ...],
-) -> tuple[dict[str, jax.export.Exported], dict[str, str]]:
-    """The function without and with allowed items, and for each platform that refuses one of them why."""
+def _programs(recommend: Recommend, params: Params, length: int, rows: int, times: str) -> dict[str, Program]:
+    """The function without and with allowed items, for any batch size and any number of seen items."""
     batch, seen = jax.export.symbolic_shape("b, n")
     inputs = [
         jax.ShapeDtypeStruct((batch, length), np.int32),
@@ -294,15 +263,13 @@ def _lower_both(
     def filtered(weights: dict[str, jax.Array], *inputs: jax.Array) -> Any:
         return tuple(recommend(from_paths(params, weights), *inputs[:-1], allowed=inputs[-1]))
 
-    function, refused = lower(plain, (shapes(weights), *inputs), platforms)
     allowed = jax.ShapeDtypeStruct((batch, rows), np.bool_)
-    other, also = lower(filtered, (shapes(weights), *inputs, allowed), function.platforms)
-    return {layout.FUNCTION: function, layout.FILTERED: other}, {**refused, **also}
+    return {layout.FUNCTION_FILE: (plain, (*inputs,)), layout.FILTERED_FILE: (filtered, (*inputs, allowed))}
 
 
-def _compare(folder: Path, recommend: Recommend, params: Params) -> None:
-    """Load the bundle and hold its answers to a few histories against the model's own."""
-    loaded = layout.Bundle(folder, verify=False)
+def _pairs(loaded: layout.Bundle, recommend: Recommend, params: Params) -> Iterator[tuple[Any, Any]]:
+    """Scores of the bundle and of the model for a few histories; in order, because rows may change places among equal
+    scores, but the scores may not."""
     rng = np.random.default_rng(0)
     last = FIRST_ITEM + loaded.vocab.num_items
     history = rng.integers(FIRST_ITEM, last, (3, loaded.history_length), dtype=np.int32)
@@ -314,16 +281,7 @@ def _compare(folder: Path, recommend: Recommend, params: Params) -> None:
     when = (np.sort(rng.integers(0, 10**6, prompt.shape), axis=1).astype(np.int32), np.full(3, 10**6, np.int32))
     inputs = (prompt, seen, *when[: len(TIMES[loaded.times])])
     for more in ({}, {"allowed": rng.random((3, loaded.vocab.num_rows)) < 0.7}):
-        expected, _ = jax.jit(recommend)(params, *inputs, **more)
-        found, _ = loaded.recommend(*inputs, **more)
-        # Rows may change places among equal scores; the scores in order may not.
-        if not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
-            finite = (np.where(np.isinf(scores), 0, scores) for scores in (found, np.asarray(expected)))
-            raise BundleError(
-                f"the exported function differs from the model by {np.nanmax(np.abs(np.subtract(*finite))):.2g}",
-                expected=f"scores equal to {TOLERANCE}",
-                mend="this is a bug in recjax or jax; please report it with the recipe",
-            )
+        yield loaded.recommend(*inputs, **more)[0], jax.jit(recommend)(params, *inputs, **more)[0]
 
 
 if __name__ == "__main__":

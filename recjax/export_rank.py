@@ -1,8 +1,7 @@
 """The bundle of a ranker: its function, its weights, and the object that makes fields of a request.
 
 Heads that exist to be taught are left out. Each head is calibrated on the validation split, which also makes up for
-negatives that training left out. The new bundle is loaded and its logits are compared with those of the model in this
-process before it takes its place. `recjax.serve.rank_bundle` describes the folder.
+negatives that training left out. `recjax.freeze` makes the bundle; `recjax.serve.rank_bundle` describes the folder.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,15 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
-from recjax.core.errors import BundleError, ConfigError, ExamplesError
-from recjax.core.folder import hash_of, new_folder, write_manifest
+from recjax.core.errors import ConfigError, ExamplesError
+from recjax.core.folder import hash_of
 from recjax.core.module import FACTS, Functional, Params, with_facts
 from recjax.core.state import from_paths
 from recjax.data.examples import Examples
 from recjax.data.fields import shapes_of as fields_of
 from recjax.data.ranker_features import RankerFeatures
-from recjax.freeze import PLATFORMS, host_weights, lower, shapes
+from recjax.freeze import freeze, host_weights
 from recjax.metrics.calibration import fit_calibration
 from recjax.models.ranker import Ranker, without_auxiliary
 from recjax.nn.dense import merged
@@ -36,7 +33,6 @@ from recjax.ranker_evaluation import RankerEvaluator
 from recjax.recipe import Assembly
 from recjax.serve import rank_bundle as layout
 from recjax.serve.rank_bundle import RankBundle
-from recjax.serve.stored import WEIGHTS_FILE, shapes_of
 
 TOLERANCE = 1e-6
 _DTYPES = {"numeric": np.float32, "vector": np.float32}
@@ -50,23 +46,17 @@ def export_ranker(
     out: str | os.PathLike[str],
     heads: Sequence[Mapping[str, Any]],
     domains: Mapping[str, Any] | None = None,
-    name: str = "model",
-    recipe: str = "",
-    step: int = 0,
-    checkpoint: str = "",
-    told: Mapping[str, Any] | None = None,
-    platforms: Sequence[str] = PLATFORMS,
+    facts: Mapping[str, Any] | None = None,
+    **told: Any,
 ) -> Path:
     """Write a rank bundle at `out` and return its path.
 
     `features` is what training made its fields with. Each of the `heads` is "name", "temperature" and "bias" (or for
     numbers "form", see `RankBundle.scores`), and whatever else there is to say of it. `domains`, for a model that reads
-    the domain of a row, is the "column" that holds it and the "names" in order of their numbers. `told` is kept in the
-    manifest, too. Raises `BundleError` when `out` exists, when the weights cannot be stored, or when the bundle does
-    not answer as the model does.
+    the domain of a row, is the "column" that holds it and the "names" in order of their numbers. `facts` are kept in
+    the manifest, too; `told` (`name`, `recipe`, `step`, `checkpoint`, `platforms`) is as `freeze` takes it. Raises
+    `BundleError` as that does, and when the weights cannot be stored.
     """
-    if jax.process_count() > 1:
-        raise BundleError("export runs in one process", where=f"{jax.process_count()} processes")
     weights, names = host_weights(params), [head["name"] for head in heads]
     params = from_paths(params, weights)
 
@@ -74,40 +64,31 @@ def export_ranker(
         found = model.apply(from_paths(params, weights), fields, train=False, key=None)
         return jnp.stack([found[f"logit/{head}"] for head in names], axis=1)
 
-    function, refused = lower(rank, (shapes(weights), _fields(features, domains)), tuple(platforms))
-    schema = layout.schema_of(features, names, domains)
-    with new_folder(out, error=BundleError) as folder:
-        (folder / layout.FUNCTION_FILE).write_bytes(function.serialize())
-        save_file(weights, folder / WEIGHTS_FILE)
-        # safetensors lets nobody else read what it wrote.
-        shutil.copymode(folder / layout.FUNCTION_FILE, folder / WEIGHTS_FILE)
+    def write(folder: Path) -> dict[str, Any]:
         for file, content in features.files().items():
             (folder / file).write_bytes(content)
         (folder / layout.PROBE_FILE).write_text(json.dumps(layout.probe_of(features)), encoding="utf-8")
-        write_manifest(
-            folder,
-            {
-                "format": layout.FORMAT,
-                "kind": layout.KIND,
-                "name": name,
-                "recipe": recipe,
-                "step": step,
-                "checkpoint": checkpoint,
-                "heads": [dict(head) for head in heads],
-                "domains": None if domains is None else dict(domains),
-                "features_hash": features.hash,
-                "encoder_hash": features.encoder.hash,
-                "schema": schema,
-                "schema_hash": hash_of(schema),
-                **(told or {}),
-                "weights": shapes_of(weights),
-                "jax_version": jax.__version__,
-                "platforms": list(function.platforms),
-                "platforms_refused": refused,
-            },
-        )
-        _compare(folder, rank, weights)
-    return Path(out)
+        schema = layout.schema_of(features, names, domains)
+        return {
+            "heads": [dict(head) for head in heads],
+            "domains": None if domains is None else dict(domains),
+            "features_hash": features.hash,
+            "encoder_hash": features.encoder.hash,
+            "schema": schema,
+            "schema_hash": hash_of(schema),
+            **(facts or {}),
+        }
+
+    return freeze(
+        RankBundle,
+        out,
+        weights,
+        {layout.FUNCTION_FILE: (rank, (_fields(features, domains),))},
+        write=write,
+        pairs=lambda loaded: _pairs(loaded, rank, weights),
+        tolerance=TOLERANCE,
+        **told,
+    )
 
 
 def export_ranker_run(
@@ -144,7 +125,7 @@ def export_ranker_run(
         out=out,
         heads=heads,
         domains=domains,
-        told={"log": log_of(examples), "task": examples.manifest["task"]},
+        facts={"log": log_of(examples), "task": examples.manifest["task"]},
         **told,
     )
 
@@ -235,14 +216,10 @@ def _fields(features: RankerFeatures, domains: Mapping[str, Any] | None) -> dict
     return found | ({layout.DOMAIN: jax.ShapeDtypeStruct((batch,), np.int32)} if domains else {})
 
 
-def _compare(folder: Path, rank: Any, weights: dict[str, np.ndarray]) -> None:
-    """Load the bundle and hold its logits for the probe against the model's own."""
-    loaded = RankBundle(folder, verify=False)
-    rows = json.loads((folder / layout.PROBE_FILE).read_text(encoding="utf-8"))["rows"]
+def _pairs(loaded: RankBundle, rank: Any, weights: dict[str, np.ndarray]) -> Iterator[tuple[Any, Any]]:
+    """Logits of the bundle for the probe, and the model's own."""
+    rows = json.loads((loaded.path / layout.PROBE_FILE).read_text(encoding="utf-8"))["rows"]
     fields = loaded.features.rows(rows)
     if loaded.domains:
         fields[layout.DOMAIN] = (np.arange(len(rows)) % (len(loaded.domains["names"]) + 1)).astype(np.int32)
-    found, expected = loaded.logits(fields), np.asarray(jax.jit(rank)(weights, fields))
-    apart = float(np.abs(found - expected).max())
-    if not apart <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise BundleError(f"the bundle answers differently from the model, by {apart:.1e}", where=str(folder))
+    yield loaded.logits(fields), jax.jit(rank)(weights, fields)

@@ -1,31 +1,28 @@
 """The score bundle of a run: programs that read a prompt once and score its candidates, with the tasks in words.
 
 Prompts are padded to one of a few widths and candidates come so many at a time, so that a server compiles a handful of
-programs. Each task is calibrated on its validation split. The new bundle is loaded and compared with the model in this
-process before it takes its place. `recjax.serve.score_bundle` describes the folder.
+programs. Each task is calibrated on its validation split. `recjax.freeze` makes the bundle;
+`recjax.serve.score_bundle` describes the folder.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
-from recjax.core.errors import BundleError, UnservableError
-from recjax.core.folder import new_folder, write_manifest
+from recjax.core.errors import UnservableError
 from recjax.core.module import Functional, Params
 from recjax.core.state import from_paths
 from recjax.data.examples import Examples
 from recjax.data.ranked import width_of
 from recjax.data.text import Tokenizer
 from recjax.data.vocab import FIRST_ITEM
-from recjax.freeze import PLATFORMS, host_weights, lower, shapes
+from recjax.freeze import freeze, host_weights
 from recjax.label_evaluation import LabelEvaluator
 from recjax.metrics.calibration import Calibration, fit_calibration
 from recjax.nn.cached import Kept
@@ -34,7 +31,7 @@ from recjax.recipe import Assembly
 from recjax.scoring import logits_of
 from recjax.serve import score_bundle as layout
 from recjax.serve.score_bundle import ScoreBundle, ScoreTask
-from recjax.serve.stored import WEIGHTS_FILE, shapes_of
+from recjax.serve.stored import TEXT_FILE
 
 CANDIDATES = 16  # of one call
 TOLERANCE = 1e-4
@@ -54,64 +51,47 @@ def export_scores(
     widths: Sequence[int],
     candidates: int = CANDIDATES,
     temperature: float = 1.0,
-    name: str = "model",
-    recipe: str = "",
-    step: int = 0,
-    checkpoint: str = "",
-    platforms: Sequence[str] = PLATFORMS,
+    **told: Any,
 ) -> Path:
     """Write a score bundle at `out` and return its path.
 
     A prompt is padded to the first of the rising `widths` that holds it, a candidate to `suffix_width` tokens;
     `candidates` of them go through the model at a time. `label_rows` are the rows of all label words, of which each
-    task names its own by place. Logits are divided by `temperature`, as in training. Raises `BundleError` when `out`
-    exists, when the weights cannot be stored, or when the bundle does not answer as the model does.
+    task names its own by place. Logits are divided by `temperature`, as in training. `told` (`name`, `recipe`, `step`,
+    `checkpoint`, `platforms`) is as `freeze` takes it. Raises `BundleError` as that does, and when the weights cannot
+    be stored.
     """
-    if jax.process_count() > 1:
-        raise BundleError("export runs in one process", where=f"{jax.process_count()} processes")
     weights = host_weights(params)
     params = from_paths(params, weights)
     prefill, branch = programs(model, params, label_rows, temperature)
-    kept_platforms, refused = tuple(platforms), {}
-    with new_folder(out, error=BundleError) as folder:
-        for width in widths:
-            kept = jax.eval_shape(prefill, weights, *_prompt(width))
-            suffixes = [_int32(1, candidates, suffix_width), _int32(1, candidates)]
-            for label, function, inputs in (
-                ("prefill", prefill, _prompt(width)),
-                ("branch", branch, (*kept, _int32(1), *suffixes)),
-            ):
-                found, odd = lower(function, (shapes(weights), *inputs), kept_platforms)
-                kept_platforms, refused = tuple(found.platforms), refused | odd
-                (folder / layout.function_file(label, width)).write_bytes(found.serialize())
-        save_file(weights, folder / WEIGHTS_FILE)
-        # safetensors lets nobody else read what it wrote.
-        shutil.copymode(folder / layout.function_file("prefill", widths[0]), folder / WEIGHTS_FILE)
-        (folder / layout.TEXT_FILE).write_bytes(tokenizer.model)
-        write_manifest(
-            folder,
-            {
-                "format": layout.FORMAT,
-                "kind": layout.KIND,
-                "name": name,
-                "recipe": recipe,
-                "step": step,
-                "checkpoint": checkpoint,
-                "tasks": [task.told() for task in tasks],
-                "label_rows": [int(row) for row in label_rows],
-                "widths": [int(width) for width in widths],
-                "candidates": candidates,
-                "suffix_width": suffix_width,
-                "temperature": temperature,
-                "text": {"size": tokenizer.size, "hash": tokenizer.hash},
-                "weights": shapes_of(weights),
-                "jax_version": jax.__version__,
-                "platforms": list(kept_platforms),
-                "platforms_refused": refused,
-            },
-        )
-        _compare(folder, model, params, label_rows, temperature)
-    return Path(out)
+    suffixes, frozen = [_int32(1, candidates, suffix_width), _int32(1, candidates)], {}
+    for width in widths:
+        kept = jax.eval_shape(prefill, weights, *_prompt(width))
+        frozen[layout.function_file("prefill", width)] = prefill, _prompt(width)
+        frozen[layout.function_file("branch", width)] = branch, (*kept, _int32(1), *suffixes)
+
+    def write(folder: Path) -> dict[str, Any]:
+        (folder / TEXT_FILE).write_bytes(tokenizer.model)
+        return {
+            "tasks": [task.told() for task in tasks],
+            "label_rows": [int(row) for row in label_rows],
+            "widths": [int(width) for width in widths],
+            "candidates": candidates,
+            "suffix_width": suffix_width,
+            "temperature": temperature,
+            "text": {"size": tokenizer.size, "hash": tokenizer.hash},
+        }
+
+    return freeze(
+        ScoreBundle,
+        out,
+        weights,
+        frozen,
+        write=write,
+        pairs=lambda loaded: _pairs(loaded, model, params, label_rows, temperature),
+        tolerance=TOLERANCE,
+        **told,
+    )
 
 
 def programs(model: Functional, params: Params, label_rows: Sequence[int], temperature: float) -> tuple[Any, Any]:
@@ -195,16 +175,16 @@ def _int32(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, np.int32)
 
 
-def _compare(folder: Path, model: Functional, params: Params, label_rows: Sequence[int], temperature: float) -> None:
-    """Load the bundle and hold its logits against those of rows that are each read alone."""
-    loaded = ScoreBundle(folder, verify=False)
+def _pairs(
+    loaded: ScoreBundle, model: Functional, params: Params, label_rows: Sequence[int], temperature: float
+) -> Iterator[tuple[Any, Any]]:
+    """Logits of the bundle, and those of rows that are each read alone."""
     rng = np.random.default_rng(0)
     top = FIRST_ITEM + loaded.tokenizer.size
     apply = jax.jit(lambda params, batch: model.apply(params, batch, train=False, key=None))
     for width in loaded.widths:
         prefix = rng.integers(FIRST_ITEM, top, max(width - 1, 1)).astype(np.int32)
         suffixes = [rng.integers(FIRST_ITEM, top, n).astype(np.int32) for n in (1, loaded.suffix_width)]
-        found = loaded.logits(prefix, suffixes)
         length = len(prefix) + loaded.suffix_width
         ids, at = np.zeros((2, length), np.int32), np.zeros((2, 1), np.int32)
         for row, suffix in enumerate(suffixes):
@@ -215,7 +195,4 @@ def _compare(folder: Path, model: Functional, params: Params, label_rows: Sequen
         batch = {"history_ids": ids, "positions": np.where(real, slots, 0), "segment_ids": real.astype(np.int32)}
         out = apply(params, batch)
         hidden = np.take_along_axis(np.asarray(out["hidden"]), at[..., None], axis=1)[:, 0]
-        expected = np.asarray(logits_of(hidden, out["table"], label_rows, temperature))
-        apart = float(np.abs(found - expected).max())
-        if not apart <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-            raise BundleError(f"the bundle answers differently from the model, by {apart:.1e}", where=str(folder))
+        yield loaded.logits(prefix, suffixes), logits_of(hidden, out["table"], label_rows, temperature)

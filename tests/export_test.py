@@ -183,7 +183,7 @@ def test_what_cannot_be_exported_leaves_nothing_behind(tmp_path, sasrec, monkeyp
     refused(tmp_path, "cannot write", out=tmp_path / "file" / "below")
     answer = Bundle.recommend
     monkeypatch.setattr(Bundle, "recommend", lambda *args: tuple(x + 1 for x in answer(*args)))
-    refused(tmp_path, "differs from the model")
+    refused(tmp_path, "answers differently")
 
 
 def test_a_platform_that_refuses_is_left_out_and_named(tmp_path, monkeypatch):

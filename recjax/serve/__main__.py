@@ -13,11 +13,11 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
 from recjax import cli
 from recjax.core.errors import RecjaxError
+from recjax.core.remote import local_cache
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
@@ -95,10 +95,7 @@ def _serve(opened: socket.socket, options: argparse.Namespace) -> int:
     import uvicorn
 
     from recjax.serve.app import create_app
-    from recjax.serve.bundle import Bundle
     from recjax.serve.kinds import load_bundle
-    from recjax.serve.rank_bundle import RankBundle
-    from recjax.serve.score_bundle import ScoreBundle
     from recjax.serve.shelf import newest
 
     # uvicorn raises the signal again when it has finished; for a server that is told to stop this is no failure.
@@ -108,9 +105,7 @@ def _serve(opened: socket.socket, options: argparse.Namespace) -> int:
         _keep_compiled()
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
         app = create_app(
-            [bundle for bundle in loaded.values() if isinstance(bundle, Bundle)],
-            scorers=[bundle for bundle in loaded.values() if isinstance(bundle, ScoreBundle)],
-            rankers=[bundle for bundle in loaded.values() if isinstance(bundle, RankBundle)],
+            list(loaded.values()),
             max_batch=options.max_batch,
             max_wait=options.max_wait_ms / 1e3,
             max_queue=options.max_queue,
@@ -161,8 +156,7 @@ def _keep_compiled() -> None:
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = Path(os.environ.get("RECJAX_CACHE") or Path.home() / ".cache" / "recjax") / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_dir", str(local_cache() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 

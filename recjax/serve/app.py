@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -38,37 +39,38 @@ from starlette.exceptions import HTTPException
 import recjax
 from recjax.core.errors import RequestError
 from recjax.serve import request as requests
-from recjax.serve.batching import Answer, Batcher
 from recjax.serve.bundle import Bundle
 from recjax.serve.desk import Desk
 from recjax.serve.features import Encoded
 from recjax.serve.gate import REFUSALS, Gate, error_response, read
-from recjax.serve.kinds import AnyBundle, load_bundle
+from recjax.serve.item_desk import Found, ItemDesk, Wanted
+from recjax.serve.kinds import load_bundle
 from recjax.serve.metrics import CONTENT_TYPE, Metrics
 from recjax.serve.page import HEADERS, PAGE
 from recjax.serve.rank_bundle import RankBundle
 from recjax.serve.rank_desk import RankDesk
 from recjax.serve.rank_request import RANK_SCHEMA, parse_rank
 from recjax.serve.score_bundle import ScoreBundle
+from recjax.serve.score_desk import ScoreDesk
 from recjax.serve.score_request import SCORE_SCHEMA, parse_score
-from recjax.serve.shelf import Shelf, Stand
+from recjax.serve.shelf import Shelf
+from recjax.serve.stored import Stored
 
 RECOMMEND, SEARCH, SCORE, RANK = ("/v1/recommend", "/v1/search", "/v1/score", "/v1/rank")
 MODELS, USERS = ("/v1/models", "/v1/users")
 HEALTH, METRICS, HOME = ("/healthz", "/metrics", "/")
 PATHS = (RECOMMEND, SEARCH, SCORE, RANK, MODELS, USERS, HEALTH, METRICS, HOME)
 WORK = (RECOMMEND, SEARCH, SCORE, RANK)  # what a model has to be called for
+RECOMMENDS = "recommends"  # what is said where nobody does
 MAX_BODY = 1 << 20
 
 Asked = requests.Question | requests.SearchQuestion
-D = TypeVar("D")
+D = TypeVar("D", bound=Desk)
 
 
 def create_app(
-    bundles: Sequence[Bundle],
+    bundles: Sequence[Stored],
     *,
-    scorers: Sequence[ScoreBundle] = (),
-    rankers: Sequence[RankBundle] = (),
     max_batch: int = 32,
     max_wait: float = 0.002,
     max_queue: int = 1024,
@@ -79,8 +81,6 @@ def create_app(
 ) -> FastAPI:
     """The app that serves `bundles`; requests that name no model go to the first that was trained to answer them.
 
-    `scorers` are bundles that score candidates by label words, `rankers` those that rank rows of columns.
-
     `max_wait` (seconds) and `max_batch` bound how requests are put together, `max_queue` how many may wait before
     503, `timeout` (seconds) how long each may, `max_body` (bytes) what is read before 413. `roots` says by name where
     newer versions of a bundle appear (`recjax.serve.shelf`), which are looked for every `watch` seconds (0: never) and
@@ -88,20 +88,19 @@ def create_app(
     """
     metrics = Metrics()
 
-    def stand_of(bundle: AnyBundle) -> Stand:
-        def on_batch(size: int, seconds: float) -> None:
-            metrics.batch(bundle.name, size, seconds)
-
+    def desk_of(bundle: Stored) -> Desk:
+        bounds: dict[str, Any] = {"max_queue": max_queue, "timeout": timeout}
+        bounds["on_batch"] = functools.partial(metrics.batch, bundle.name)
         if isinstance(bundle, ScoreBundle):
-            return Desk(bundle, max_queue=max_queue, timeout=timeout, on_batch=on_batch)
+            return ScoreDesk(bundle, **bounds)
         if isinstance(bundle, RankBundle):
-            return RankDesk(bundle, max_queue=max_queue, timeout=timeout, on_batch=on_batch)
-        bounds: dict[str, Any] = {"max_batch": max_batch, "max_wait": max_wait, "max_queue": max_queue}
-        return Batcher(bundle, **bounds, timeout=timeout, on_batch=on_batch)
+            return RankDesk(bundle, **bounds)
+        assert isinstance(bundle, Bundle)
+        return ItemDesk(bundle, max_batch=max_batch, max_wait=max_wait, **bounds)
 
     shelf = Shelf(
-        [stand_of(bundle) for bundle in (*bundles, *scorers, *rankers)],
-        load=lambda path: stand_of(load_bundle(path)),
+        [desk_of(bundle) for bundle in bundles],
+        load=lambda path: desk_of(load_bundle(path)),
         roots=roots,
         on_served=metrics.served,
         on_refused=metrics.refused,
@@ -126,50 +125,49 @@ def create_app(
         return await read(request, limit=max_body, timeout=timeout)
 
     async def answer_of(
-        batcher: Batcher, question: Asked, encoded: Encoded, *, exclude_seen: bool = True
+        desk: ItemDesk, question: Asked, encoded: Encoded, *, exclude_seen: bool = True
     ) -> dict[str, Any]:
-        bundle = batcher.bundle
+        bundle = desk.bundle
         if not 1 <= question.k <= bundle.max_k:
             raise RequestError(f"k is {question.k}", where="k", expected=f"1 to {bundle.max_k}")
-        allowed = bundle.allowed(question.filter)
-        answer = await batcher.submit(encoded, exclude_seen=exclude_seen, allowed=allowed)
-        return _describe(bundle, question.k, answer)
+        found = await desk.ask(Wanted(encoded, exclude_seen, bundle.allowed(question.filter)))
+        return _describe(bundle, question.k, found)
 
     @app.post(RECOMMEND, openapi_extra=_body(requests.SCHEMA), responses=REFUSALS)
     async def recommend(request: Request) -> JSONResponse:
         """The best items for a user history."""
         question = requests.parse(await body_of(request))
-        batcher = _choose(shelf.of(Batcher), question.model, lambda bundle: bundle.recommends)
-        bundle = batcher.bundle
+        desk = _choose(shelf.of(ItemDesk), question.model, RECOMMENDS, lambda desk: desk.bundle.recommends)
+        bundle = desk.bundle
         if not bundle.recommends:
             raise RequestError(f"{bundle.name} was trained on queries alone", where="model", mend=f"ask {SEARCH}")
         encoded = bundle.encode(question.user_history, question.history_time, question.time)
         metrics.history(bundle.name, len(question.user_history), encoded.unknown)
         if not encoded.is_known:
             raise _stranger(bundle, question, encoded)
-        answer = await answer_of(batcher, question, encoded, exclude_seen=question.exclude_seen)
+        answer = await answer_of(desk, question, encoded, exclude_seen=question.exclude_seen)
         return JSONResponse({**answer, "unknown_items": encoded.unknown})
 
     @app.post(SEARCH, openapi_extra=_body(requests.SEARCH_SCHEMA), responses=REFUSALS)
     async def search(request: Request) -> JSONResponse:
         """The best items for a query."""
         question = requests.parse_search(await body_of(request))
-        batcher = _choose(shelf.of(Batcher), question.model, lambda bundle: bundle.searches)
-        return JSONResponse(await answer_of(batcher, question, batcher.bundle.encode_query(question.query)))
+        desk = _choose(shelf.of(ItemDesk), question.model, RECOMMENDS, lambda desk: desk.bundle.searches)
+        return JSONResponse(await answer_of(desk, question, desk.bundle.encode_query(question.query)))
 
     @app.post(SCORE, openapi_extra=_body(SCORE_SCHEMA), responses=REFUSALS)
     async def score(request: Request) -> JSONResponse:
         """How likely each answer is for each of some candidates."""
         question = parse_score(await body_of(request))
-        desk = _named(shelf.of(Desk), question.model, "no model here scores candidates")
-        return JSONResponse(await desk.score(question))
+        desk = _choose(shelf.of(ScoreDesk), question.model, "scores candidates")
+        return JSONResponse(await desk.ask(question))
 
     @app.post(RANK, openapi_extra=_body(RANK_SCHEMA), responses=REFUSALS)
     async def rank(request: Request) -> JSONResponse:
         """Candidates in order, with what every head says of each: a probability, or a number."""
         question = parse_rank(await body_of(request))
-        desk = _named(shelf.of(RankDesk), question.model, "no model here ranks candidates")
-        return JSONResponse(await desk.rank(question))
+        desk = _choose(shelf.of(RankDesk), question.model, "ranks candidates")
+        return JSONResponse(await desk.ask(question))
 
     @app.get(MODELS)
     async def models() -> JSONResponse:
@@ -179,7 +177,7 @@ def create_app(
     @app.get(USERS)
     async def users(model: str = "") -> JSONResponse:
         """Sample users to try a model on: their histories with titles, oldest first."""
-        bundle = _choose(shelf.of(Batcher), model, lambda bundle: bool(bundle.users)).bundle
+        bundle = _choose(shelf.of(ItemDesk), model, RECOMMENDS, lambda desk: bool(desk.bundle.users)).bundle
         return JSONResponse({"model": bundle.name, "users": [_with_titles(bundle, user) for user in bundle.users]})
 
     @app.get(HOME, include_in_schema=False)
@@ -205,26 +203,14 @@ def _body(schema: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _choose(batchers: dict[str, Batcher], name: str, can: Callable[[Bundle], bool]) -> Batcher:
-    """The one of that name; without a name the first whose bundle `can` answer, or else the first."""
-    if not batchers:
-        raise RequestError("no model here recommends", status=404, mend=f"ask {SCORE}")
-    if name and name not in batchers:
-        known = ", ".join(batchers)
+def _choose(desks: dict[str, D], name: str, does: str, can: Callable[[D], bool] = lambda desk: True) -> D:
+    """The desk of that name; without a name the first that `can` answer, or else the first of those that `does`."""
+    if not desks:
+        raise RequestError(f"no model here {does}", status=404, where="model", mend=f"{MODELS} lists what is served")
+    if name and name not in desks:
+        known = ", ".join(desks)
         raise RequestError("there is no such model", status=404, where="model", expected=f"one of: {known}")
-    return batchers[name] if name else next((b for b in batchers.values() if can(b.bundle)), [*batchers.values()][0])
-
-
-def _named(desks: dict[str, D], name: str, nobody: str) -> D:
-    """The one of that name, the first without a name; `nobody` says what there is not where there is none."""
-    if not desks or (name and name not in desks):
-        raise RequestError(
-            "there is no such model" if desks else nobody,
-            status=404,
-            where="model",
-            expected="one of: " + (", ".join(desks) or "none"),
-        )
-    return desks[name] if name else next(iter(desks.values()))
+    return desks[name] if name else next(filter(can, desks.values()), next(iter(desks.values())))
 
 
 def _stranger(bundle: Bundle, question: requests.Question, encoded: Encoded) -> RequestError:
@@ -237,14 +223,13 @@ def _stranger(bundle: Bundle, question: requests.Question, encoded: Encoded) -> 
     )
 
 
-def _describe(bundle: Bundle, k: int, answer: Answer) -> dict[str, Any]:
-    there = np.isfinite(answer.scores)
-    rows, scores = answer.rows[there][:k], answer.scores[there][:k]
+def _describe(bundle: Bundle, k: int, found: Found) -> dict[str, Any]:
+    there = np.isfinite(found.scores)
+    rows, scores = found.rows[there][:k], found.scores[there][:k]
     items = zip(bundle.vocab.decode(rows), rows.tolist(), scores.tolist(), strict=True)
     return {
         "items": [{"item_id": item, "title": bundle.titles[row], "score": score} for item, row, score in items],
-        "model": bundle.name,
-        "step": bundle.manifest["step"],
+        **bundle.origin,
     }
 
 

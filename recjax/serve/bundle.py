@@ -22,65 +22,51 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from recjax.core.errors import BundleError, DataError, ExamplesError, RequestError
-from recjax.core.folder import Manifest, check_files, hash_of, read_manifest
-from recjax.data.text import load_text
+from recjax.core.errors import BundleError, ExamplesError, RequestError
 from recjax.data.vocab import ItemVocab
 from recjax.serve import features
 from recjax.serve.facets import Facets, Filter
-from recjax.serve.stored import REMAKE, load_function, load_weights
+from recjax.serve.stored import REMAKE, Stored, check_hash
 
-FORMAT = 1
 FUNCTION, FILTERED = "recommend", "filtered"
 FUNCTION_FILE = "recommend.jaxexport"
 FILTERED_FILE = "filtered.jaxexport"
 VOCABULARY_FILE = "vocabulary.json"
 TITLES_FILE = "titles.json"
 SPELLING_FILE = "spelling.npy"
-TEXT_FILE = "text.model"
 FACETS_FILE = "facets.json"
 USERS_FILE = "users.json"
 
 
-class Bundle:
-    """A loaded bundle on the default device."""
+class Bundle(Stored):
+    """A loaded bundle that recommends or searches."""
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
-        """Load and check the bundle at `path`; raises `BundleError`. `verify=False` leaves out the checksums."""
-        self.path = Path(path)
-        self.manifest: Manifest = read_manifest(self.path, format_version=FORMAT, what="bundle", error=BundleError)
-        if "kind" in self.manifest:
-            raise BundleError(
-                f"this is a bundle of the kind {self.manifest['kind']!r}",
-                where=str(self.path),
-                expected="one that recommends or searches",
-                mend="serve it with recjax serve, which knows both",
-            )
-        check_files(self.path, self.manifest, verify=verify, error=BundleError)
-        self._check_features()
-        self.name: str = self.manifest["name"]
-        self.max_k: int = self.manifest["max_k"]
-        self.history_length: int = self.manifest["history_length"]
-        self.prompt_length: int = self.manifest.get("prompt_length", self.history_length)
-        self.times: str = self.manifest.get("times", "none")
+        """As `Stored`."""
+        super().__init__(path, verify=verify)
+        told = self.manifest
+        self.max_k: int = told["max_k"]
+        self.history_length: int = told["history_length"]
+        self.prompt_length: int = told.get("prompt_length", self.history_length)
+        self.times: str = told.get("times", "none")
+        is_spelled, is_filtered = "prompt_length" in told, FILTERED in told["functions"]
+        self.check_schema(
+            schema_of(self.prompt_length, self.max_k, self.times, tokens=is_spelled, filtered=is_filtered)
+        )
         # What it was trained to answer; a bundle of before it could search says nothing of it.
-        self.recommends: bool = self.manifest.get("recommends", True)
+        self.recommends: bool = told.get("recommends", True)
         self.vocab = self._load_vocab()
         self.titles = self._by_row("titles", self._read_json(TITLES_FILE))
         self.spelling = self._load_spelling()
         self.texts = self._load_texts()
         self.facets = self._load_facets()
         self.users: list[dict[str, Any]] = self._read_json(USERS_FILE) if self._has(USERS_FILE) else []
-        made_by, files = self.manifest["jax_version"], self.manifest["functions"]
-        functions = {name: load_function(self.path, file, made_by=made_by) for name, file in files.items()}
-        self._weights = jax.device_put(load_weights(self.path, self.manifest["weights"]))
-        self._calls = {name: jax.jit(function.call) for name, function in functions.items()}
+        self._calls = {name: self.load_call(file) for name, file in told["functions"].items()}
+        self._weights = self.load_weights()
 
     @property
     def searches(self) -> bool:
@@ -94,14 +80,14 @@ class Bundle:
 
     def facts(self) -> dict[str, Any]:
         """What is said of it to callers."""
-        told = ("name", "recipe", "step", "max_k", "history_length", "num_items", "vocabulary_hash", "schema_hash")
+        told = ("max_k", "history_length", "num_items", "vocabulary_hash", "schema_hash")
         return {
+            **super().facts(),
             **{name: self.manifest[name] for name in told},
             "recommends": self.recommends,
             "searches": self.searches,
             "facets": self.facets.shown(),
             "sample_users": len(self.users),
-            "created": self.manifest["created"],
         }
 
     def encode(
@@ -163,36 +149,12 @@ class Bundle:
             scores, rows = self._calls[FILTERED](self._weights, history_ids, seen_ids, *times, allowed)
         return np.asarray(scores), np.asarray(rows)
 
-    def _check_features(self) -> None:
-        told = self.manifest
-        schema = schema_of(
-            told.get("prompt_length", told["history_length"]),
-            told["max_k"],
-            told.get("times", "none"),
-            tokens="prompt_length" in told,
-            filtered=FILTERED in told["functions"],
-        )
-        found = self.manifest["schema"]
-        if found != schema or self.manifest["schema_hash"] != hash_of(schema):
-            raise BundleError(
-                f"the bundle was made for feature code {found.get('features')} and arguments {found.get('arguments')}",
-                where=str(self.path),
-                expected=f"{schema['features']} and {schema['arguments']}",
-                mend=REMAKE,
-            )
-
     def _load_vocab(self) -> ItemVocab:
         try:
             vocab = ItemVocab.load(self.path / VOCABULARY_FILE)
         except ExamplesError as error:
             raise BundleError(error.what, where=error.where, expected=error.expected, mend=REMAKE) from error
-        if vocab.hash != self.manifest["vocabulary_hash"]:
-            raise BundleError(
-                f"the vocabulary has hash {vocab.hash}",
-                where=str(self.path / VOCABULARY_FILE),
-                expected=f"{self.manifest['vocabulary_hash']}, the vocabulary of the weights",
-                mend=REMAKE,
-            )
+        check_hash("the vocabulary", vocab.hash, self.manifest["vocabulary_hash"], where=self.path / VOCABULARY_FILE)
         return vocab
 
     def _has(self, file: str) -> bool:
@@ -219,33 +181,16 @@ class Bundle:
             spelling = np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise BundleError(f"cannot read the spelling: {error}", where=str(file), mend=REMAKE) from error
-        if spelling_hash(spelling) != self.manifest["spelling"]["hash"]:
-            raise BundleError(
-                f"the spelling has hash {spelling_hash(spelling)}",
-                where=str(file),
-                expected=f"{self.manifest['spelling']['hash']}, the spelling of the weights",
-                mend=REMAKE,
-            )
+        check_hash("the spelling", spelling_hash(spelling), self.manifest["spelling"]["hash"], where=file)
         return spelling
 
     def _load_texts(self) -> features.Texts | None:
         told = self.manifest.get("text")
         if told is None:
             return None
-        file = self.path / TEXT_FILE
-        try:
-            vocab = load_text(file, told["size"])
-            vocab.encode("")  # which reads the model
-        except (OSError, DataError) as error:
-            raise BundleError(f"cannot read the text vocabulary: {error}", where=str(file), mend=REMAKE) from error
-        if vocab.hash != told["hash"]:
-            raise BundleError(
-                f"the text vocabulary has hash {vocab.hash}",
-                where=str(file),
-                expected=f"{told['hash']}, that of the weights",
-                mend=REMAKE,
-            )
-        return features.Texts(vocab=vocab, start=told["start"], length=told["length"], prompt=told["prompt"])
+        return features.Texts(
+            vocab=self.load_tokenizer(), start=told["start"], length=told["length"], prompt=told["prompt"]
+        )
 
     def _load_facets(self) -> Facets:
         if not self._has(FACETS_FILE):

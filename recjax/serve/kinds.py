@@ -6,25 +6,17 @@ import os
 from pathlib import Path
 
 from recjax.core.errors import BundleError
-from recjax.core.folder import read_manifest
-from recjax.serve.bundle import FORMAT, Bundle
-from recjax.serve.rank_bundle import KIND as RANK
+from recjax.serve.bundle import Bundle
 from recjax.serve.rank_bundle import RankBundle
-from recjax.serve.score_bundle import KIND as SCORE
 from recjax.serve.score_bundle import ScoreBundle
+from recjax.serve.stored import Stored, manifest_of
 
-# By the "kind" of the manifest; bundles that recommend or search have none.
-AnyBundle = Bundle | ScoreBundle | RankBundle
-KINDS: dict[str, type[Bundle] | type[ScoreBundle] | type[RankBundle]] = {
-    "": Bundle,
-    SCORE: ScoreBundle,
-    RANK: RankBundle,
-}
+KINDS: dict[str, type[Stored]] = {kind.kind: kind for kind in (Bundle, ScoreBundle, RankBundle)}
 
 
-def load_bundle(path: str | os.PathLike[str]) -> AnyBundle:
+def load_bundle(path: str | os.PathLike[str]) -> Stored:
     """The bundle at `path`, of whatever kind; raises `BundleError`, also for a kind that this version does not know."""
-    kind = read_manifest(Path(path), format_version=FORMAT, what="bundle", error=BundleError).get("kind", "")
+    kind = manifest_of(Path(path)).get("kind", "")
     if kind not in KINDS:
         raise BundleError(
             f"this is a bundle of the kind {kind!r}",

@@ -16,21 +16,16 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from recjax.core.errors import BundleError, ExamplesError, RequestError
-from recjax.core.folder import Manifest, check_files, hash_of, read_manifest
 from recjax.data.ranker_features import RankerFeatures
 from recjax.data.raw import Raw
 from recjax.serve.rank_request import MAX_CANDIDATES, Columns, RankQuestion
-from recjax.serve.stored import REMAKE, load_function, load_weights
+from recjax.serve.stored import REMAKE, Stored, check_hash
 
-FORMAT = 1
-KIND = "rank"
 FUNCTION_FILE, PROBE_FILE = "rank.jaxexport", "probe.json"
 DOMAIN = "domain"
 # Rows of one call are filled up to one of these, so that a server compiles a handful of programs.
@@ -38,35 +33,37 @@ SIZES = (16, 32, 64, 128, 256, 512, 1024)
 assert SIZES[-1] >= MAX_CANDIDATES
 
 
-def is_rank(path: str | os.PathLike[str]) -> bool:
-    """Whether the bundle at `path` is of this kind; what cannot be read is not."""
-    try:
-        return read_manifest(Path(path), format_version=FORMAT, what="bundle", error=BundleError).get("kind") == KIND
-    except BundleError:
-        return False
+class RankBundle(Stored):
+    """A loaded bundle that ranks rows; to be called by one thread at a time."""
 
-
-class RankBundle:
-    """A loaded bundle on the default device; to be called by one thread at a time."""
+    kind = "rank"
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
-        """Load and check the bundle at `path`; raises `BundleError`. `verify=False` leaves out the checksums."""
-        self.path = Path(path)
-        self.manifest: Manifest = read_manifest(self.path, format_version=FORMAT, what="bundle", error=BundleError)
-        if self.manifest.get("kind") != KIND:
-            raise BundleError("this bundle is no ranker", where=str(self.path), mend="load it as a Bundle")
-        check_files(self.path, self.manifest, verify=verify, error=BundleError)
+        """As `Stored`."""
+        super().__init__(path, verify=verify)
         told = self.manifest
-        self.name: str = told["name"]
         self.heads: dict[str, Mapping[str, Any]] = {head["name"]: head for head in told["heads"]}
         self.domains: Mapping[str, Any] | None = told["domains"]
         self.features = self._load_features()
         kinds = {**self.features.kinds, **({self.domains["column"]: "value"} if self.domains else {})}
         self.columns = Columns(kinds)
         self._check_probe()
-        self._weights = jax.device_put(load_weights(self.path, told["weights"]))
-        function = load_function(self.path, FUNCTION_FILE, made_by=told["jax_version"])
-        self._call = jax.jit(function.call)
+        self._weights, self._call = self.load_weights(), self.load_call(FUNCTION_FILE)
+
+    def facts(self) -> dict[str, Any]:
+        """What is said of it to callers: heads, the columns that are read, and which of them the log remembers."""
+        heads = {
+            name: {fact: head[fact] for fact in ("rule", "rate", "form") if fact in head}
+            for name, head in self.heads.items()
+        }
+        return {
+            **super().facts(),
+            "ranks": True,
+            "heads": heads,
+            "columns": dict(self.columns.kinds),
+            "remembered": {name: list(on) for name, on in self.features.remembered.items()},
+            "log": self.manifest.get("log"),
+        }
 
     def check(self, asked: RankQuestion) -> None:
         """Raises `RequestError` for columns, a head or a number of answers that the model does not have."""
@@ -116,28 +113,13 @@ class RankBundle:
         return len(SIZES)
 
     def _load_features(self) -> RankerFeatures:
-        told, where = self.manifest, str(self.path)
         try:
             features = RankerFeatures.load(self.path)
         except ExamplesError as error:
             raise BundleError(error.what, where=error.where, expected=error.expected, mend=REMAKE) from error
-        wanted = {"features_hash": features.hash, "encoder_hash": features.encoder.hash}
-        for name, found in wanted.items():
-            if told[name] != found:
-                raise BundleError(
-                    f"the fields have {name} {found}",
-                    where=where,
-                    expected=f"{told[name]}, the fields of the weights",
-                    mend=REMAKE,
-                )
-        schema = schema_of(features, tuple(self.heads), self.domains)
-        if told["schema"] != schema or told["schema_hash"] != hash_of(schema):
-            raise BundleError(
-                f"the bundle was made for arguments {told['schema'].get('arguments')}",
-                where=where,
-                expected=f"{schema['arguments']}",
-                mend=REMAKE,
-            )
+        check_hash("the set of fields", features.hash, self.manifest["features_hash"], where=self.path)
+        check_hash("the encoder", features.encoder.hash, self.manifest["encoder_hash"], where=self.path)
+        self.check_schema(schema_of(features, tuple(self.heads), self.domains))
         return features
 
     def _check_probe(self) -> None:

@@ -12,10 +12,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recjax.core.errors import RequestError
-from recjax.serve.request import MAX_HISTORY, object_of, short, wrong
-
-MAX_CANDIDATES = 1000
-MAX_TEXT = 10_000  # characters of one text
+from recjax.serve.request import (
+    MAX_CANDIDATES,
+    MAX_HISTORY,
+    MAX_TEXT,
+    candidates_of,
+    check_text,
+    object_of,
+    short,
+    wrong,
+)
 
 _KINDS = {
     "number": "a number, or null",
@@ -59,27 +65,16 @@ class RankQuestion:
 def parse_rank(body: bytes) -> RankQuestion:
     """The question in `body`; raises `RequestError` with status 400 (not JSON) or 422 (not the right form)."""
     value = object_of(body, RANK_SCHEMA, "a list of candidates, each an object of its columns")
-    candidates = value["candidates"]
-    if not isinstance(candidates, list) or not candidates:
-        raise wrong("candidates", candidates, f"a list of 1 to {MAX_CANDIDATES} candidates")
-    if len(candidates) > MAX_CANDIDATES:
-        raise RequestError(
-            f"there are {len(candidates)} candidates",
-            where="candidates",
-            expected=f"at most {MAX_CANDIDATES}",
-            mend="ask in several requests, or retrieve fewer",
-        )
     if not isinstance(value.get("context", {}), dict):
         raise wrong("context", value["context"], "an object of columns")
-    for at, candidate in enumerate(candidates):
+    for at, candidate in enumerate(candidates_of(value)):
         if not isinstance(candidate, dict):
             raise wrong(f"candidates[{at}]", candidate, "an object of columns")
     k = value.get("k")
     if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
         raise wrong("k", k, "a whole number from 1 on")
     for name in ("head", "model"):
-        if not isinstance(value.get(name, ""), str):
-            raise wrong(name, value[name], "text")
+        check_text(name, value.get(name, ""))
     return RankQuestion(**value)
 
 
@@ -117,13 +112,7 @@ def _check_value(where: str, value: Any, kind: str) -> None:
     if value is None or isinstance(value, bool):
         return
     if isinstance(value, str) and kind != "number":
-        if len(value) > MAX_TEXT:
-            what = f"a text of {len(value)} characters"
-            raise RequestError(what, where=where, expected=f"at most {MAX_TEXT} characters")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise wrong(where, value, "text that has a form in UTF-8") from None
+        check_text(where, value)
     elif isinstance(value, float | int) and not isinstance(value, bool):
         if isinstance(value, int) and abs(value) >= 2**63 or isinstance(value, float) and not math.isfinite(value):
             raise RequestError("a number that is too large", where=where, expected="one of 64 bits")

@@ -16,7 +16,8 @@ from recjax.core.errors import RequestError
 MAX_HISTORY = 10_000  # events in one request
 DEFAULT_K = 10
 
-MAX_QUERY = 10_000  # characters
+MAX_TEXT = 10_000  # characters of one text
+MAX_CANDIDATES = 1000
 
 # Shown by /docs; `parse` and `parse_search` are what counts.
 _SHARED: dict[str, Any] = {
@@ -55,7 +56,7 @@ SEARCH_SCHEMA: dict[str, Any] = {
     "required": ["query"],
     "additionalProperties": False,
     "properties": {
-        "query": {"type": "string", "minLength": 1, "maxLength": MAX_QUERY, "description": "what is searched for"},
+        "query": {"type": "string", "minLength": 1, "maxLength": MAX_TEXT, "description": "what is searched for"},
         **_SHARED,
     },
 }
@@ -97,17 +98,7 @@ def parse(body: bytes) -> Question:
 def parse_search(body: bytes) -> SearchQuestion:
     """The query in `body`, as `parse`."""
     value = object_of(body, SEARCH_SCHEMA, "text")
-    query = value["query"]
-    if not isinstance(query, str):
-        raise wrong("query", query, "text")
-    if len(query) > MAX_QUERY:
-        raise RequestError(
-            f"the query has {len(query)} characters", where="query", expected=f"at most {MAX_QUERY} characters"
-        )
-    try:
-        query.encode()
-    except UnicodeEncodeError:
-        raise wrong("query", query, "text that has a form in UTF-8") from None
+    check_text("query", value["query"])
     return SearchQuestion(**_check_shared(value))
 
 
@@ -127,6 +118,33 @@ def object_of(body: bytes, schema: Mapping[str, Any], expected: str) -> dict[str
         if name not in value:
             raise RequestError(f"{name} is missing", where="body", expected=expected)
     return value
+
+
+def candidates_of(value: Mapping[str, Any]) -> list[Any]:
+    """The list of candidates of a question."""
+    found = value["candidates"]
+    if not isinstance(found, list) or not found:
+        raise wrong("candidates", found, f"a list of 1 to {MAX_CANDIDATES} candidates")
+    if len(found) > MAX_CANDIDATES:
+        raise RequestError(
+            f"there are {len(found)} candidates",
+            where="candidates",
+            expected=f"at most {MAX_CANDIDATES}",
+            mend="ask in several requests, or retrieve fewer",
+        )
+    return found
+
+
+def check_text(where: str, value: Any) -> None:
+    """Raises `RequestError` for anything but a text of bearable length that can be written in UTF-8."""
+    if not isinstance(value, str):
+        raise wrong(where, value, "text")
+    if len(value) > MAX_TEXT:
+        raise RequestError(f"a text of {len(value)} characters", where=where, expected=f"at most {MAX_TEXT} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise wrong(where, value, "text that has a form in UTF-8") from None
 
 
 def _check_history(value: Mapping[str, Any]) -> None:

@@ -17,32 +17,18 @@ import dataclasses
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from recjax.core.errors import BundleError, DataError, RequestError
-from recjax.core.folder import Manifest, check_files, read_manifest
-from recjax.data.text import Tokenizer, load_text
+from recjax.core.errors import DataError, RequestError
+from recjax.data.text import Tokenizer
 from recjax.data.vocab import FIRST_ITEM
 from recjax.prompts.writer import Event, Prompt, PromptWriter
 from recjax.serve.score_request import ScoreQuestion
-from recjax.serve.stored import REMAKE, load_function, load_weights
+from recjax.serve.stored import Stored
 
-FORMAT = 1
-KIND = "score"
-TEXT_FILE = "text.model"
 REMEMBERED = 32  # prompts
-
-
-def is_score(path: str | os.PathLike[str]) -> bool:
-    """Whether the bundle at `path` is of this kind; what cannot be read is not."""
-    try:
-        return read_manifest(Path(path), format_version=FORMAT, what="bundle", error=BundleError).get("kind") == KIND
-    except BundleError:
-        return False
 
 
 def function_file(name: str, width: int) -> str:
@@ -107,31 +93,39 @@ class ScoreTask:
         return exps / exps.sum(axis=1, keepdims=True)
 
 
-class ScoreBundle:
-    """A loaded bundle on the default device; to be called by one thread at a time."""
+class ScoreBundle(Stored):
+    """A loaded bundle that scores candidates; to be called by one thread at a time."""
+
+    kind = "score"
 
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
-        """Load and check the bundle at `path`; raises `BundleError`. `verify=False` leaves out the checksums."""
-        self.path = Path(path)
-        self.manifest: Manifest = read_manifest(self.path, format_version=FORMAT, what="bundle", error=BundleError)
-        if self.manifest.get("kind") != KIND:
-            raise BundleError("this bundle does not score candidates", where=str(self.path), mend="load it as a Bundle")
-        check_files(self.path, self.manifest, verify=verify, error=BundleError)
+        """As `Stored`."""
+        super().__init__(path, verify=verify)
         told = self.manifest
-        self.name: str = told["name"]
         self.widths: list[int] = told["widths"]
         self.candidates, self.suffix_width = told["candidates"], told["suffix_width"]
         self.tasks = {task["name"]: ScoreTask(**task) for task in told["tasks"]}
-        self.tokenizer = self._load_text()
-        self._weights = jax.device_put(load_weights(self.path, told["weights"]))
+        self.tokenizer = self.load_tokenizer()
+        self._weights = self.load_weights()
         self._calls = {
-            (name, width): jax.jit(
-                load_function(self.path, function_file(name, width), made_by=told["jax_version"]).call
-            )
+            (name, width): self.load_call(function_file(name, width))
             for name in ("prefill", "branch")
             for width in self.widths
         }
         self._remembered: OrderedDict[bytes, Any] = OrderedDict()
+
+    def facts(self) -> dict[str, Any]:
+        """What is said of it to callers: its tasks and what they take."""
+        tasks = {
+            task.name: {
+                "label_words": list(task.label_words),
+                "instruction": list(task.fields["instruction"]),
+                "candidate": list(task.fields["question"]),
+                "history": task.tells_history,
+            }
+            for task in self.tasks.values()
+        }
+        return {**super().facts(), "scores": True, "tasks": tasks}
 
     def task(self, name: str = "") -> ScoreTask:
         """A task by its name, the first without one; raises `RequestError` for a name that is not there."""
@@ -187,22 +181,6 @@ class ScoreBundle:
                 self._remembered.popitem(last=False)
         self._remembered.move_to_end(key)
         return self._remembered[key]
-
-    def _load_text(self) -> Tokenizer:
-        told, file = self.manifest["text"], self.path / TEXT_FILE
-        try:
-            found = load_text(file, told["size"])
-            found.encode("")  # which reads the model
-        except (OSError, DataError) as error:
-            raise BundleError(f"cannot read the tokenizer: {error}", where=str(file), mend=REMAKE) from error
-        if found.hash != told["hash"]:
-            raise BundleError(
-                f"the tokenizer has hash {found.hash}",
-                where=str(file),
-                expected=f"{told['hash']}, that of the weights",
-                mend=REMAKE,
-            )
-        return found
 
 
 def _check_fields(where: str, given: Mapping[str, str], wanted: Sequence[str]) -> None:

@@ -10,10 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recjax.core.errors import RequestError
-from recjax.serve.request import MAX_HISTORY, object_of, short, wrong
-
-MAX_CANDIDATES = 1000
-MAX_TEXT = 10_000  # characters of one text
+from recjax.serve.request import MAX_CANDIDATES, MAX_HISTORY, candidates_of, check_text, object_of, short, wrong
 
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 # Shown by /docs; `parse_score` is what counts.
@@ -62,10 +59,7 @@ class ScoreQuestion:
 def parse_score(body: bytes) -> ScoreQuestion:
     """The question in `body`; raises `RequestError` with status 400 (not JSON) or 422 (not the right form)."""
     value = object_of(body, SCORE_SCHEMA, "a list of the question's fields, one for each candidate")
-    candidates = value["candidates"]
-    if not isinstance(candidates, list) or not 1 <= len(candidates) <= MAX_CANDIDATES:
-        raise wrong("candidates", candidates, f"a list of 1 to {MAX_CANDIDATES} candidates")
-    for at, candidate in enumerate(candidates):
+    for at, candidate in enumerate(candidates_of(value)):
         _check_texts(f"candidates[{at}]", candidate)
     history = value.get("history")
     if history is not None:
@@ -81,10 +75,10 @@ def parse_score(body: bytes) -> ScoreQuestion:
     if not isinstance(profile, list):
         raise wrong("profile", profile, "a list of texts")
     for at, text in enumerate(profile):
-        _check_text(f"profile[{at}]", text)
+        check_text(f"profile[{at}]", text)
     _check_texts("instruction", value.get("instruction", {}))
     for name in ("task", "model"):
-        _check_text(name, value.get(name, ""))
+        check_text(name, value.get(name, ""))
     return ScoreQuestion(**value)
 
 
@@ -92,15 +86,4 @@ def _check_texts(where: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise wrong(where, value, "an object of texts")
     for name, text in value.items():
-        _check_text(f"{where}.{short(name)}", text)
-
-
-def _check_text(where: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise wrong(where, value, "text")
-    if len(value) > MAX_TEXT:
-        raise RequestError(f"a text of {len(value)} characters", where=where, expected=f"at most {MAX_TEXT} characters")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise wrong(where, value, "text that has a form in UTF-8") from None
+        check_text(f"{where}.{short(name)}", text)

@@ -16,50 +16,20 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
 from recjax.core.errors import BundleError, RecjaxError
 from recjax.core.folder import MANIFEST, Manifest
 from recjax.core.remote import children, exists, here, is_url, url_of
+from recjax.serve.desk import Desk
+from recjax.serve.stored import Stored
 
 _log = logging.getLogger("recjax.serve")
 
 
-@runtime_checkable
-class Loaded(Protocol):
-    """A bundle of any kind."""
-
-    name: str
-    path: Path
-    manifest: Manifest
-
-
-@runtime_checkable
-class Stand(Protocol):
-    """Whoever answers for one bundle."""
-
-    @property
-    def bundle(self) -> Loaded: ...
-    def warm_up(self) -> int:
-        """Compile every shape; returns how many."""
-        ...
-
-    async def start(self) -> None:
-        """Begin to answer."""
-        ...
-
-    async def stop(self) -> None:
-        """Answer what was taken, then stop."""
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """What is said of it to callers."""
-        ...
-
-
-S = TypeVar("S")
+D = TypeVar("D", bound=Desk)
 
 
 def newest(root: str | os.PathLike[str]) -> Path:
@@ -97,54 +67,54 @@ def _nothing(where: str) -> BundleError:
 
 
 class Shelf:
-    """The stands of a server by name, in order. All methods but `refresh` are for its event loop alone."""
+    """The desks of a server by name, in order. All methods but `refresh` are for its event loop alone."""
 
     def __init__(
         self,
-        stands: Sequence[Stand],
+        desks: Sequence[Desk],
         *,
-        load: Callable[[Path], Stand],
+        load: Callable[[Path], Desk],
         roots: Mapping[str, str | os.PathLike[str]] | None = None,
         on_served: Callable[[str, Manifest, Manifest | None], None] = lambda name, now, before: None,
         on_refused: Callable[[str], None] = lambda name: None,
     ) -> None:
         """`roots` are the folders that are looked at for newer versions, where they are not the bundles themselves.
 
-        `load` makes a stand of a folder and is called in another thread; `on_served(name, manifest, manifest before)`
+        `load` makes a desk of a folder and is called in another thread; `on_served(name, manifest, manifest before)`
         is told of every bundle that answers from now on, `on_refused(name)` of every version that was left alone.
         """
-        self._stands = {stand.bundle.name: stand for stand in stands}
-        if not stands or len(self._stands) != len(stands):
+        self._desks = {desk.bundle.name: desk for desk in desks}
+        if not desks or len(self._desks) != len(desks):
             raise BundleError(
                 "bundles need different names",
-                where=", ".join(f"{s.bundle.path}: {s.bundle.name}" for s in stands) or "no bundle",
+                where=", ".join(f"{s.bundle.path}: {s.bundle.name}" for s in desks) or "no bundle",
                 mend="export with another --name",
             )
-        self._roots = {name: (roots or {}).get(name, stand.bundle.path) for name, stand in self._stands.items()}
+        self._roots = {name: (roots or {}).get(name, desk.bundle.path) for name, desk in self._desks.items()}
         self._load, self._on_served, self._on_refused = load, on_served, on_refused
         self._left_alone: dict[str, str] = {}  # name -> hash of the version that was refused last
         self._lock = asyncio.Lock()
 
-    def of(self, kind: type[S]) -> dict[str, S]:
-        """The stands of a kind by name."""
-        return {name: stand for name, stand in self._stands.items() if isinstance(stand, kind)}
+    def of(self, kind: type[D]) -> dict[str, D]:
+        """The desks of a kind by name."""
+        return {name: desk for name, desk in self._desks.items() if isinstance(desk, kind)}
 
     def facts(self) -> list[dict[str, Any]]:
         """What is served."""
-        return [{**stand.facts(), "version": version_of(stand.bundle)} for stand in self._stands.values()]
+        return [{**desk.bundle.facts(), "version": version_of(desk.bundle)} for desk in self._desks.values()]
 
     async def open(self) -> None:
         """Compile and start everything."""
-        for stand in self._stands.values():
-            await run_in_threadpool(_warm_up, stand)
-            await stand.start()
-            self._on_served(stand.bundle.name, stand.bundle.manifest, None)
+        for desk in self._desks.values():
+            await run_in_threadpool(_warm_up, desk)
+            await desk.start()
+            self._on_served(desk.bundle.name, desk.bundle.manifest, None)
 
     async def close(self) -> None:
         """Answer what waits, then stop everything."""
         async with self._lock:
-            for stand in self._stands.values():
-                await stand.stop()
+            for desk in self._desks.values():
+                await desk.stop()
 
     async def refresh(self) -> list[str]:
         """Serve newer versions where there are any; returns the names of what changed."""
@@ -158,7 +128,7 @@ class Shelf:
             await self.refresh()
 
     async def _refresh(self, name: str, root: str | os.PathLike[str]) -> bool:
-        old, found = self._stands[name], ""
+        old, found = self._desks[name], ""
         try:
             path = await run_in_threadpool(newest, root)
             found = await run_in_threadpool(_fingerprint, path)
@@ -173,14 +143,14 @@ class Shelf:
             self._left_alone[name] = found
             return False
         await new.start()
-        self._stands[name] = new
+        self._desks[name] = new
         self._left_alone.pop(name, None)
         self._on_served(name, new.bundle.manifest, old.bundle.manifest)
         _log.info("%s: version %s instead of %s", name, version_of(new.bundle), version_of(old.bundle))
         await old.stop()
         return True
 
-    def _load_warm(self, path: Path, old: Stand) -> Stand:
+    def _load_warm(self, path: Path, old: Desk) -> Desk:
         new = self._load(path)
         if new.bundle.name != old.bundle.name or type(new) is not type(old):
             raise BundleError(
@@ -193,7 +163,7 @@ class Shelf:
         return new
 
 
-def version_of(bundle: Loaded) -> str:
+def version_of(bundle: Stored) -> str:
     """The number of a version, or else the hash of the manifest."""
     return bundle.path.name if bundle.path.name.isdecimal() else bundle.manifest["manifest_hash"]
 
@@ -207,7 +177,7 @@ def _fingerprint(path: Path) -> str:
         return text
 
 
-def _warm_up(stand: Stand) -> None:
+def _warm_up(desk: Desk) -> None:
     start = time.perf_counter()
-    shapes = stand.warm_up()
-    _log.info("%s: %d shapes compiled in %.1f s", stand.bundle.name, shapes, time.perf_counter() - start)
+    shapes = desk.warm_up()
+    _log.info("%s: %d shapes compiled in %.1f s", desk.bundle.name, shapes, time.perf_counter() - start)

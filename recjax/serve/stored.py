@@ -1,24 +1,31 @@
-"""What every exported bundle holds: serialised functions and the weights they take; both are checked when read.
+"""What every exported bundle holds: a manifest, serialised functions and the weights they take, checked when read.
 
-Weights are in the format of safetensors (eight bytes with the length of a JSON header, the header, the arrays one after
-the other), which is read here, so that a process with jax and numpy alone can load a bundle.
+`recjax.serve.kinds` knows which kinds of bundles there are. Weights are in the format of safetensors (eight bytes with
+the length of a JSON header, the header, the arrays one after the other), which is read here, so that a process with jax
+and numpy alone can load a bundle.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.export
 import ml_dtypes
 import numpy as np
 
-from recjax.core.errors import BundleError
+from recjax.core.errors import BundleError, DataError
+from recjax.core.folder import Manifest, check_files, hash_of, read_manifest
+from recjax.data.text import Tokenizer, load_text
 
+FORMAT = 1
 WEIGHTS_FILE = "weights.safetensors"
+TEXT_FILE = "text.model"
 DTYPES: dict[str, Any] = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_},
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
@@ -26,6 +33,84 @@ DTYPES: dict[str, Any] = {
     **{"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2},
 }
 REMAKE = "export the checkpoint again with this version of recjax"
+
+
+class Stored:
+    """A loaded bundle of any kind on the default device."""
+
+    kind: ClassVar[str] = ""  # of its manifest; bundles that recommend or search have none
+
+    def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
+        """Read and check what is at `path`; raises `BundleError`. `verify=False` leaves out the checksums."""
+        self.path = Path(path)
+        self.manifest: Manifest = manifest_of(self.path)
+        if (found := self.manifest.get("kind", "")) != self.kind:
+            raise BundleError(
+                f"this is a bundle {_described(found)}",
+                where=str(self.path),
+                expected=f"one {_described(self.kind)}",
+                mend="serve it with recjax serve, which knows all kinds",
+            )
+        check_files(self.path, self.manifest, verify=verify, error=BundleError)
+        self.name: str = self.manifest["name"]
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What an answer says of whose it is."""
+        return {"model": self.name, "step": self.manifest["step"]}
+
+    def facts(self) -> dict[str, Any]:
+        """What is said of it to callers."""
+        told = {name: self.manifest[name] for name in ("name", "recipe", "step", "created")}
+        return {**told, "recommends": False, "searches": False, "max_k": 0, "facets": {}, "sample_users": 0}
+
+    def load_call(self, file: str) -> Callable[..., Any]:
+        """The function in `file`, compiled when it is called."""
+        return jax.jit(load_function(self.path, file, made_by=self.manifest["jax_version"]).call)
+
+    def load_weights(self) -> dict[str, jax.Array]:
+        """What the functions take as their first argument."""
+        return jax.device_put(load_weights(self.path, self.manifest["weights"]))
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The vocabulary of texts that the weights were trained with."""
+        told, file = self.manifest["text"], self.path / TEXT_FILE
+        try:
+            found = load_text(file, told["size"])
+            found.encode("")  # which reads the model
+        except (OSError, DataError) as error:
+            raise BundleError(f"cannot read the tokenizer: {error}", where=str(file), mend=REMAKE) from error
+        check_hash("the tokenizer", found.hash, told["hash"], where=file)
+        return found
+
+    def check_schema(self, schema: dict[str, Any]) -> None:
+        """Raises `BundleError` where the functions were made for other arguments than the code here gives them."""
+        found = self.manifest["schema"]
+        if found == schema and self.manifest["schema_hash"] == hash_of(schema):
+            return
+        made, here = (
+            {part: told.get(part) for part in ("features", "arguments") if part in schema} for told in (found, schema)
+        )
+        raise BundleError(
+            f"the bundle was made for other feature code: {made}", where=str(self.path), expected=str(here), mend=REMAKE
+        )
+
+
+def manifest_of(path: Path) -> Manifest:
+    """The manifest of a bundle of any kind; raises `BundleError`."""
+    return read_manifest(path, format_version=FORMAT, what="bundle", error=BundleError)
+
+
+def check_hash(what: str, found: str, wanted: str, *, where: Path) -> None:
+    """Raises `BundleError` for a part that is not the one the weights were trained with."""
+    if found != wanted:
+        raise BundleError(
+            f"{what} has hash {found}", where=str(where), expected=f"{wanted}, {what} of the weights", mend=REMAKE
+        )
+
+
+def _described(kind: str) -> str:
+    return f"of the kind {kind!r}" if kind else "that recommends or searches"
 
 
 def load_function(folder: Path, name: str, *, made_by: str) -> jax.export.Exported:

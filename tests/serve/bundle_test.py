@@ -21,7 +21,7 @@ from recjax.serve import bundle as layout
 from recjax.serve import features
 from recjax.serve.app import create_app
 from recjax.serve.bundle import Bundle
-from recjax.serve.stored import WEIGHTS_FILE
+from recjax.serve.stored import FORMAT, TEXT_FILE, WEIGHTS_FILE
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def copy(exported, tmp_path):
 
 
 FILES = (layout.FUNCTION_FILE, layout.FILTERED_FILE, WEIGHTS_FILE, layout.VOCABULARY_FILE, layout.TITLES_FILE)
-MORE = (layout.SPELLING_FILE, layout.TEXT_FILE, layout.FACETS_FILE, layout.USERS_FILE)
+MORE = (layout.SPELLING_FILE, TEXT_FILE, layout.FACETS_FILE, layout.USERS_FILE)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def schema_with(exported, **changes):
 def test_other_versions_and_mixed_parts_are_refused(exported, copy):
     rule = {"name": features.NAME, "version": features.VERSION + 1}
     cases = [
-        ({"format": layout.FORMAT + 1}, "format"),
+        ({"format": FORMAT + 1}, "format"),
         (schema_with(exported, features=rule), "feature code"),
         (schema_with(exported, arguments={"history_ids": "int32 [b, 99]"}), "feature code"),
         ({"schema_hash": "0" * 16}, "feature code"),
@@ -206,8 +206,8 @@ def test_parts_of_another_model_of_tokens_are_refused(searching):
         Bundle(searching)
     np.save(searching / layout.SPELLING_FILE, spelling)
     other = TextConfig(size=40).make(["nothing like a lamp or chair"]).model
-    for model, message in ((other, "that of the weights"), (b"no model", "cannot read the text vocabulary")):
-        (searching / layout.TEXT_FILE).write_bytes(model)
+    for model, message in ((other, "the tokenizer of the weights"), (b"no model", "cannot read the tokenizer")):
+        (searching / TEXT_FILE).write_bytes(model)
         remake(searching)
         with pytest.raises(BundleError, match=message):
             Bundle(searching)

@@ -113,7 +113,7 @@ def bundle(exported: Exported) -> RankBundle:
 
 @pytest.fixture(scope="module")
 def client(bundle: RankBundle) -> Iterator[TestClient]:
-    with TestClient(create_app([], rankers=[bundle])) as client:
+    with TestClient(create_app([bundle])) as client:
         yield client
 
 
@@ -283,7 +283,6 @@ def test_whatever_is_asked_is_answered_or_refused(bundle: RankBundle, context: A
 
 def test_requests_that_wait_go_together_and_do_not_notice(bundle: RankBundle) -> None:
     rng, sizes = np.random.default_rng(0), []
-    desk = RankDesk(bundle, on_batch=lambda size, seconds: sizes.append(size))
     asked = [
         RankQuestion(
             context={"user_id": int(user), "history": [1, 2][: user % 3]} if user % 2 else {"user_id": f"u{user}"},
@@ -293,12 +292,16 @@ def test_requests_that_wait_go_together_and_do_not_notice(bundle: RankBundle) ->
     ]
 
     async def all_at_once() -> list[dict[str, Any]]:
-        return await asyncio.gather(*(desk.rank(one) for one in asked))
+        desk = RankDesk(bundle, on_batch=lambda size, seconds: sizes.append(size))
+        await desk.start()
+        answers = await asyncio.gather(*(desk.ask(one) for one in asked))
+        await desk.stop()
+        return answers
 
     together = asyncio.run(all_at_once())
     assert sum(sizes) == len(asked) and len(sizes) < len(asked)
     for one, answer in zip(asked, together, strict=True):
-        [alone] = desk.answers([one])
+        [alone] = RankDesk(bundle).answers([one])
         assert {k: v for k, v in alone.items() if k != "ranked"} == {k: v for k, v in answer.items() if k != "ranked"}
         ours, theirs = ({r["candidate"]: r["scores"]["click"] for r in x["ranked"]} for x in (alone, answer))
         assert ours == pytest.approx(theirs, abs=1e-6)
@@ -307,8 +310,11 @@ def test_requests_that_wait_go_together_and_do_not_notice(bundle: RankBundle) ->
 def test_when_too_many_wait_the_next_is_turned_away(bundle: RankBundle) -> None:
     async def crowd() -> list[Any]:
         desk = RankDesk(bundle, max_queue=3)
+        await desk.start()
         one = RankQuestion(candidates=[{"item_id": 1}])
-        return await asyncio.gather(*(desk.rank(one) for _ in range(200)), return_exceptions=True)
+        found = await asyncio.gather(*(desk.ask(one) for _ in range(200)), return_exceptions=True)
+        await desk.stop()
+        return found
 
     found = asyncio.run(crowd())
     refused = [x for x in found if isinstance(x, RequestError)]
@@ -352,9 +358,9 @@ def rewritten(path: Path, to: Path, **changes: Any) -> Path:
 
 def test_fields_of_other_weights_are_refused(exported: Exported, tmp_path: Path) -> None:
     told = json.loads((exported.path / "manifest.json").read_text())
-    with pytest.raises(BundleError, match="encoder_hash"):
+    with pytest.raises(BundleError, match="the encoder of the weights"):
         RankBundle(rewritten(exported.path, tmp_path / "a", encoder_hash="0" * 16))
-    with pytest.raises(BundleError, match="made for arguments"):
+    with pytest.raises(BundleError, match="made for other"):
         schema = {**told["schema"], "arguments": {"weights": "safetensors by name"}}
         RankBundle(rewritten(exported.path, tmp_path / "b", schema=schema))
     copy = shutil.copytree(exported.path, tmp_path / "c")

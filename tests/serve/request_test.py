@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from recjax.core.errors import RequestError
 from recjax.serve.request import (
     MAX_HISTORY,
-    MAX_QUERY,
+    MAX_TEXT,
     SCHEMA,
     SEARCH_SCHEMA,
     Question,
@@ -129,7 +129,7 @@ def test_refusals_say_why(body, status, message):
         (b'{"query": "\\ud800"}', "query is text"),
         (b'{"query": "a", "user_history": []}', 'unknown field "user_history"'),
         (b'{"query": "a", "filter": []}', "filter is a list"),
-        (json.dumps({"query": "a" * (MAX_QUERY + 1)}).encode(), "10001 characters"),
+        (json.dumps({"query": "a" * (MAX_TEXT + 1)}).encode(), "10001 characters"),
     ],
 )
 def test_refusals_of_queries_say_why(body, message):

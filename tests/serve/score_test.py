@@ -31,7 +31,8 @@ from recjax.prompts.writer import Budget, PromptWriter
 from recjax.scoring import Scorer
 from recjax.serve.app import create_app
 from recjax.serve.bundle import Bundle
-from recjax.serve.score_bundle import ScoreBundle, ScoreTask, is_score
+from recjax.serve.kinds import load_bundle
+from recjax.serve.score_bundle import ScoreBundle, ScoreTask
 from recjax.serve.score_request import ScoreQuestion
 
 WORDS = ("red", "blue", "quiet", "loud", "film", "story", "night", "river", "member", "rated", "history", "the")
@@ -102,7 +103,7 @@ def bundle(exported: Exported) -> ScoreBundle:
 
 @pytest.fixture(scope="module")
 def client(bundle: ScoreBundle):
-    with TestClient(create_app([], scorers=[bundle])) as client:
+    with TestClient(create_app([bundle])) as client:
         yield client
 
 
@@ -208,11 +209,11 @@ def test_other_paths_say_what_this_server_is_for(client: TestClient) -> None:
 
 
 def test_bundles_that_do_not_fit_are_refused(exported: Exported, tmp_path: Path) -> None:
-    assert is_score(exported.path) and not is_score(tmp_path)
+    assert isinstance(load_bundle(exported.path), ScoreBundle)
     with pytest.raises(BundleError, match="of the kind 'score'"):
         Bundle(exported.path)
     with pytest.raises(BundleError, match="different names"):
-        create_app([], scorers=[])
+        create_app([])
     altered = tmp_path / "altered"
     shutil.copytree(exported.path, altered)
     (altered / "text.model").write_bytes(b"x" * (altered / "text.model").stat().st_size)

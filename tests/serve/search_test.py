@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from recjax.data.vocab import FIRST_ITEM
 from recjax.serve.app import PATHS, create_app
-from recjax.serve.batching import Batcher
 from recjax.serve.bundle import Bundle
 from recjax.serve.features import pad
+from recjax.serve.item_desk import ItemDesk, Wanted
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +89,10 @@ def test_questions_of_all_kinds_share_a_call_and_get_their_own_answers(client, b
 
     async def together():
         sizes = []
-        batcher = Batcher(bundle, max_batch=8, max_wait=5.0, on_batch=lambda size, _: sizes.append(size))
-        await batcher.start()
-        answers = await asyncio.gather(*(batcher.submit(one, allowed=allowed) for _, one, allowed in asked))
-        await batcher.stop()
+        desk = ItemDesk(bundle, max_batch=8, max_wait=5.0, on_batch=lambda size, _: sizes.append(size))
+        await desk.start()
+        answers = await asyncio.gather(*(desk.ask(Wanted(one, allowed=allowed)) for _, one, allowed in asked))
+        await desk.stop()
         return answers, sizes
 
     answers, sizes = asyncio.run(together())

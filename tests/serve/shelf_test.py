@@ -12,9 +12,9 @@ from recjax.core.errors import BundleError, RequestError
 from recjax.core.folder import MANIFEST
 from recjax.data.vocab import ItemVocab
 from recjax.serve import app as served
-from recjax.serve.batching import Batcher
 from recjax.serve.bundle import Bundle
 from recjax.serve.facets import Facets
+from recjax.serve.item_desk import ItemDesk, Wanted
 from recjax.serve.shelf import Shelf, newest, version_of
 
 ASKED = {"user_history": ["a"], "k": 1}
@@ -43,8 +43,8 @@ class Stub(Bundle):
         return scores, np.full((len(history_ids), 2), 3)
 
 
-class OtherKind(Batcher):
-    """A stand of another kind."""
+class OtherKind(ItemDesk):
+    """A desk of another kind."""
 
 
 def write(root, number, **more):
@@ -127,13 +127,13 @@ def test_no_request_fails_while_versions_come_and_go(root, monkeypatch):
 
 def test_the_old_version_finishes_what_it_has_taken(root, monkeypatch):
     async def work(client, app):
-        old = app.state.shelf.of(Batcher)["stub"].bundle
+        old = app.state.shelf.of(ItemDesk)["stub"].bundle
         old.gate.clear()
         early = [asyncio.create_task(client.post("/v1/recommend", json=ASKED)) for _ in range(6)]
         await asyncio.sleep(0.05)
         write(root, 2)
         refreshing = asyncio.create_task(app.state.shelf.refresh())
-        while app.state.shelf.of(Batcher)["stub"].bundle is old:
+        while app.state.shelf.of(ItemDesk)["stub"].bundle is old:
             await asyncio.sleep(0.005)
         late = await client.post("/v1/recommend", json=ASKED)
         assert not refreshing.done() and not any(task.done() for task in early)
@@ -148,7 +148,7 @@ def test_the_old_version_finishes_what_it_has_taken(root, monkeypatch):
 def test_what_cannot_be_served_is_refused_once_and_the_old_one_stays(root, how, caplog):
     def load(path):
         bundle = Stub(path)
-        return (OtherKind if bundle.manifest.get("other") else Batcher)(bundle)
+        return (OtherKind if bundle.manifest.get("other") else ItemDesk)(bundle)
 
     refused = []
     shelf = Shelf([load(root / "1")], load=load, roots={"stub": root}, on_refused=refused.append)
@@ -164,11 +164,11 @@ def test_what_cannot_be_served_is_refused_once_and_the_old_one_stays(root, how, 
         await shelf.open()
         for _ in range(3):
             assert await shelf.refresh() == []
-        assert shelf.of(Batcher)["stub"].bundle.manifest["step"] == 1 and refused == ["stub"]
+        assert shelf.of(ItemDesk)["stub"].bundle.manifest["step"] == 1 and refused == ["stub"]
         if how != "gone":
             write(root, 3)
             assert await shelf.refresh() == ["stub"]
-            assert shelf.of(Batcher)["stub"].bundle.manifest["step"] == 3
+            assert shelf.of(ItemDesk)["stub"].bundle.manifest["step"] == 3
         await shelf.close()
 
     asyncio.run(work())
@@ -178,10 +178,10 @@ def test_what_cannot_be_served_is_refused_once_and_the_old_one_stays(root, how, 
 
 def test_an_answer_that_does_not_come_in_time_is_put_off(root, monkeypatch):
     async def work(client, app):
-        batcher = app.state.shelf.of(Batcher)["stub"]
-        batcher.bundle.gate.clear()
+        desk = app.state.shelf.of(ItemDesk)["stub"]
+        desk.bundle.gate.clear()
         late = await client.post("/v1/recommend", json=ASKED)
-        batcher.bundle.gate.set()
+        desk.bundle.gate.set()
         return late, await client.post("/v1/recommend", json=ASKED)
 
     late, next_one = serve(root, work, monkeypatch, timeout=0.1)
@@ -192,21 +192,21 @@ def test_an_answer_that_does_not_come_in_time_is_put_off(root, monkeypatch):
 def test_who_would_wait_too_long_is_turned_away_at_once(root):
     async def work():
         bundle = Stub(root / "1")
-        batcher = Batcher(bundle, max_batch=1, max_wait=0.0, timeout=30.0)
-        await batcher.start()
-        batcher._call_seconds = 10.0  # of late
+        desk = ItemDesk(bundle, max_batch=1, max_wait=0.0, timeout=30.0)
+        await desk.start()
+        desk._call_seconds = 10.0  # of late
         bundle.gate.clear()
-        waiting = [asyncio.create_task(batcher.submit(bundle.encode(["a"])))]
-        while not batcher._thread._work_queue.qsize() and not batcher._thread._threads:
+        waiting = [asyncio.create_task(desk.ask(Wanted(bundle.encode(["a"]))))]
+        while not desk._thread._work_queue.qsize() and not desk._thread._threads:
             await asyncio.sleep(0.01)  # until it is with the model
-        waiting += [asyncio.create_task(batcher.submit(bundle.encode(["a"]))) for _ in range(4)]
+        waiting += [asyncio.create_task(desk.ask(Wanted(bundle.encode(["a"])))) for _ in range(4)]
         await asyncio.sleep(0.05)
-        assert batcher._queue.qsize() == 4
+        assert len(desk._queue) == 4
         with pytest.raises(RequestError, match="too many") as refused:
-            await batcher.submit(bundle.encode(["a"]))
+            await desk.ask(Wanted(bundle.encode(["a"])))
         bundle.gate.set()
         answers = await asyncio.gather(*waiting)
-        await batcher.stop()
+        await desk.stop()
         return refused.value.status, len(answers)
 
     assert asyncio.run(work()) == (503, 5)

@@ -8,10 +8,10 @@ import pytest
 
 from recjax.core.errors import RequestError
 from recjax.data.vocab import FIRST_ITEM, ItemVocab
-from recjax.serve.batching import SEEN, Batcher, power_of_two
 from recjax.serve.bundle import Bundle
 from recjax.serve.facets import Facets
 from recjax.serve.features import Encoded
+from recjax.serve.item_desk import SEEN, ItemDesk, Wanted, power_of_two
 from recjax.serve.request import MAX_HISTORY
 
 
@@ -50,12 +50,12 @@ def encoded(history, seen=()):
 
 def run(stub, work, **options):
     async def main():
-        batcher = Batcher(stub, **options)
-        await batcher.start()
+        desk = ItemDesk(stub, **options)
+        await desk.start()
         try:
-            return await work(batcher)
+            return await work(desk)
         finally:
-            await batcher.stop()
+            await desk.stop()
 
     return asyncio.run(main())
 
@@ -63,10 +63,10 @@ def run(stub, work, **options):
 def test_everyone_gets_their_own_answer_and_shapes_are_few():
     stub = Stub()
 
-    async def ask(batcher):
+    async def ask(desk):
         async def one(i):
             await asyncio.sleep((i * 7 % 5) / 1000)
-            return await batcher.submit(encoded([i, 1], range(1, i % 400 + 2)), exclude_seen=i % 2 == 0)
+            return await desk.ask(Wanted(encoded([i, 1], range(1, i % 400 + 2)), exclude_seen=i % 2 == 0))
 
         return await asyncio.gather(*(one(i) for i in range(1000, 1300)))
 
@@ -88,11 +88,11 @@ def shapes(largest, filtered):
 def test_requests_with_and_without_filters_travel_together_and_keep_their_own():
     stub = Stub({"colour": ["red"] + [None] * (Stub.vocab.num_rows - 1)})
 
-    async def ask(batcher):
+    async def ask(desk):
         async def one(i):
             await asyncio.sleep((i * 7 % 5) / 1000)
             allowed = None if i % 17 else np.arange(stub.vocab.num_rows) >= i % 4
-            return await batcher.submit(encoded([i, 1], range(1, i % 400 + 2)), allowed=allowed)
+            return await desk.ask(Wanted(encoded([i, 1], range(1, i % 400 + 2)), allowed=allowed))
 
         return await asyncio.gather(*(one(i) for i in range(1000, 1200)))
 
@@ -106,9 +106,9 @@ def test_requests_with_and_without_filters_travel_together_and_keep_their_own():
 def test_a_lone_request_does_not_wait_for_company_longer_than_asked():
     stub = Stub()
 
-    async def ask(batcher):
+    async def ask(desk):
         start = asyncio.get_running_loop().time()
-        await batcher.submit(encoded([1]), exclude_seen=True)
+        await desk.ask(Wanted(encoded([1])))
         return asyncio.get_running_loop().time() - start
 
     assert run(stub, ask, max_wait=0.3) >= 0.3
@@ -119,10 +119,10 @@ def test_a_full_queue_is_refused_at_once_and_what_waits_is_answered():
     stub = Stub()
     stub.gate.clear()
 
-    async def ask(batcher):
+    async def ask(desk):
         tasks = []
         for i in range(1, 9):  # one is taken by the model, then two wait, then the queue of three is full
-            tasks.append(asyncio.create_task(batcher.submit(encoded([i]), exclude_seen=True)))
+            tasks.append(asyncio.create_task(desk.ask(Wanted(encoded([i])))))
             await asyncio.sleep(0.02)
         stub.gate.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
@@ -136,10 +136,10 @@ def test_a_full_queue_is_refused_at_once_and_what_waits_is_answered():
 def test_a_failing_call_fails_its_own_requests_only():
     stub = Stub()
 
-    async def ask(batcher):
+    async def ask(desk):
         with pytest.raises(FloatingPointError):
-            await batcher.submit(encoded([666]), exclude_seen=True)
-        return await batcher.submit(encoded([5]), exclude_seen=True)
+            await desk.ask(Wanted(encoded([666])))
+        return await desk.ask(Wanted(encoded([5])))
 
     assert run(stub, ask).scores[0] == 5
 
@@ -148,9 +148,9 @@ def test_a_caller_who_leaves_harms_nobody():
     stub = Stub()
     stub.gate.clear()
 
-    async def ask(batcher):
-        gone = [asyncio.create_task(batcher.submit(encoded([i]), exclude_seen=True)) for i in (1, 2)]
-        stays = asyncio.create_task(batcher.submit(encoded([3]), exclude_seen=True))
+    async def ask(desk):
+        gone = [asyncio.create_task(desk.ask(Wanted(encoded([i])))) for i in (1, 2)]
+        stays = asyncio.create_task(desk.ask(Wanted(encoded([3]))))
         await asyncio.sleep(0.02)
         for task in gone:
             task.cancel()
@@ -164,8 +164,8 @@ def test_stopping_answers_what_waits():
     stub = Stub()
     stub.gate.clear()
 
-    async def ask(batcher):
-        tasks = [asyncio.create_task(batcher.submit(encoded([i]), exclude_seen=True)) for i in range(5)]
+    async def ask(desk):
+        tasks = [asyncio.create_task(desk.ask(Wanted(encoded([i])))) for i in range(5)]
         await asyncio.sleep(0.02)
         stub.gate.set()
         return tasks
@@ -176,7 +176,7 @@ def test_stopping_answers_what_waits():
 @pytest.mark.parametrize("filtered", [False, True])
 def test_warm_up_compiles_every_shape_there_can_be(filtered):
     stub = Stub({"colour": ["red"] * Stub.vocab.num_rows} if filtered else {})
-    assert Batcher(stub, max_batch=5).warm_up() == len(stub.shapes) == len(set(stub.shapes))
+    assert ItemDesk(stub, max_batch=5).warm_up() == len(stub.shapes) == len(set(stub.shapes))
     assert set(stub.shapes) == shapes(8, filtered)
 
 
@@ -185,8 +185,8 @@ def test_rows_of_a_real_batch_do_not_touch_each_other(exported):
     rng = np.random.default_rng(0)
     users = [bundle.encode([1000 + 7 * int(i) for i in rng.integers(0, 150, n)]) for n in (1, 3, 9, 20)]
 
-    def ask(batcher, chosen):
-        return asyncio.gather(*(batcher.submit(u, exclude_seen=True) for u in chosen))
+    def ask(desk, chosen):
+        return asyncio.gather(*(desk.ask(Wanted(u)) for u in chosen))
 
     together = run(bundle, lambda b: ask(b, users), max_wait=0.2)
     for user, answer in zip(users, together, strict=True):
