@@ -18,18 +18,22 @@ from jaxtyping import Array, Float, Int
 _ROWS = (512, 256, 128)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def megablox_product(
-    x: Float[Array, "n i"], weights: Float[Array, "e i o"], sizes: Int[Array, " e"], interpret: bool = False
+    x: Float[Array, "n i"], weights: Float[Array, "e i o"], sizes: Int[Array, " e"], *, interpret: bool = False
 ) -> Float[Array, "n o"]:
     """As `recjax.nn.grouped.grouped_product`; zero past the last group. `interpret` runs it on any device, slowly."""
+    return _product(x, weights, sizes, interpret)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _product(x: jax.Array, weights: jax.Array, sizes: jax.Array, interpret: bool) -> jax.Array:
     padded, groups, (rows, i, o) = _prepared(x, weights, sizes)
     out = _backend().gmm(padded, weights, groups, x.dtype, (rows, i, o), interpret=interpret)
     return out[: len(x)]
 
 
 def _forward(x: jax.Array, weights: jax.Array, sizes: jax.Array, interpret: bool) -> tuple[jax.Array, Any]:
-    return megablox_product(x, weights, sizes, interpret), (x, weights, sizes)
+    return _product(x, weights, sizes, interpret), (x, weights, sizes)
 
 
 def _backward(interpret: bool, residuals: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
@@ -43,7 +47,7 @@ def _backward(interpret: bool, residuals: Any, g: jax.Array) -> tuple[jax.Array,
     return d_x[: len(x)], d_weights.astype(weights.dtype), None
 
 
-megablox_product.defvjp(_forward, _backward)
+_product.defvjp(_forward, _backward)
 
 
 def _prepared(x: jax.Array, weights: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array, tuple[int, int, int]]:

@@ -34,6 +34,20 @@ custom_call_target="tpu_custom_call", frontend_attributes={{kernel_metadata={{
 """
 
 
+MEGABLOX = """ENTRY %main (x: bf16[96,64], w: bf16[4,32,64], g: bf16[96,32]) -> bf16[4,64,32] {
+  %ends = s32[5]{0} parameter(0)
+  %x = bf16[96,64]{1,0} parameter(1)
+  %w = bf16[4,32,64]{2,1,0} parameter(2)
+  %g = bf16[96,32]{1,0} parameter(3)
+  %turned = bf16[64,96]{0,1} transpose(%x), dimensions={1,0}
+  %gmm.5 = bf16[96,32]{1,0} custom-call(%ends, %x, %w), custom_call_target="tpu_custom_call", \\
+metadata={op_name="jit(f)/shard_map/jit(gmm)/pallas_call"}
+  ROOT %tgmm.3 = bf16[4,64,32]{2,1,0} custom-call(%ends, %turned, %g), custom_call_target="tpu_custom_call", \\
+metadata={op_name="jit(f)/transpose(jvp())/shard_map/jit(tgmm)/pallas_call"}
+}
+"""
+
+
 def flops(text: str, **more: float) -> float | None:
     entry = hlo.parse(text).entry
     return kernel_flops(entry, entry.root, **more)
@@ -45,6 +59,11 @@ def test_rows_of_groups() -> None:
     # the rows of each group are laid out by another kernel, which multiplies nothing
     found = cost_of(hlo.parse(RAGGED), grouped=0.25)
     assert found.flops == 24 * 2 * 64 * 32 and not found.kernels
+
+
+def test_rows_of_groups_by_megablox() -> None:
+    found = cost_of(hlo.parse(MEGABLOX), grouped=0.25)
+    assert found.flops == 2 * (24 * 2 * 64 * 32) and not found.kernels
 
 
 @pytest.mark.parametrize(

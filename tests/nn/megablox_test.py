@@ -22,7 +22,7 @@ def by_loop(x: jax.Array, weights: jax.Array, sizes: list[int]) -> jax.Array:
 def test_a_loop_over_groups_gives_the_same(sizes: list[int]) -> None:
     draw = np.random.default_rng(0)
     x, weights, g = (jnp.asarray(draw.normal(size=s), jnp.float32) for s in ((N, D), (3, D, F), (N, F)))
-    got, back = jax.vjp(lambda x, w: megablox_product(x, w, jnp.asarray(sizes, jnp.int32), True), x, weights)
+    got, back = jax.vjp(lambda x, w: megablox_product(x, w, jnp.asarray(sizes, jnp.int32), interpret=True), x, weights)
     want, back_by_loop = jax.vjp(lambda x, w: by_loop(x, w, sizes), x, weights)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(back(g), back_by_loop(g), strict=True):
