@@ -168,7 +168,7 @@ class FieldVectors(Module):
             make = getattr(self, f"past{number}").of_batch
             reads = [one.of] if one.of else [n + bit for n in one.fields for bit in ("", PRESENT)]
             vectors.append(made(one.name, reads, make)[:, None])
-        numbers = [made(name, [name], lambda b, n=name: b[f"field/{n}"]) for name in self.numeric]
+        numbers = [made(name, [name], lambda b, n=name: jnp.asarray(b[f"field/{n}"])) for name in self.numeric]
         values = jnp.stack(numbers, axis=1) if numbers else jnp.zeros((rows, 0), table.dtype)
         if self.scaled is not None:
             scaled = values[..., None] * self.scaled[...][None]
