@@ -37,7 +37,7 @@ from recjax.tasks.work import Task, Work, columns_of, count, in_parts
 
 _ERROR_FILE = "error.json"
 _MIXTURE_FILE = "mixture.pickle"
-_AT_ONCE = 8192
+_AT_ONCE = 2048  # users, whose events fit the cache of a processor
 # Preparing uses no accelerator, and must not take one from the process that waits for it.
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
 _EXAMPLES = """examples:

@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from recjax.core.remote import Store, download
 from recjax.core.state import by_path
 from recjax.core.writer import read_metrics
 from recjax.prepare import ensure_prepared
-from recjax.recipe import Assembly
+from recjax.recipe import Assembly, Recipe
+from recjax.results import System
 from recjax.serve.bundle import Bundle
 from recjax.tasks.cache import place_of, share
 from recjax.train import CHECKPOINTS, train
@@ -57,7 +59,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 @pytest.fixture
-def home(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def home(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """A function that moves to another machine: a home where nothing is, and a cache at a URL."""
 
     def move(name: str) -> Path:
@@ -68,11 +70,21 @@ def home(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return move
 
 
-def arrays(recipe, folder: Path) -> dict[str, np.ndarray]:
+def arrays(recipe: Recipe, folder: Path) -> dict[str, np.ndarray]:
+    """The newest checkpoint, which is of the last step."""
     with Checkpointer(folder / CHECKPOINTS, recipe.checkpoints) as checkpoints:
         restored = checkpoints.restore(Assembly(recipe, ensure_prepared(recipe.mixture)).abstract_state())
-    assert restored is not None and restored.record.step == 9
+    assert restored is not None and restored.record.step == recipe.train_steps
     return {path: np.asarray(leaf) for path, leaf in by_path(restored.state).items()}
+
+
+def same(recipe: Recipe, plain: Path, there: Path) -> None:
+    """Two runs to the last step have the same lines and the same arrays."""
+    assert lines(plain) == lines(there)
+    want, got = arrays(recipe, plain), arrays(recipe, there)
+    assert want.keys() == got.keys()
+    for path, leaf in want.items():
+        np.testing.assert_array_equal(got[path], leaf, err_msg=path)
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
@@ -80,8 +92,28 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [{name: v for name, v in line.items() if not name.startswith("time/")} for line in found]
 
 
+def test_stopped_and_taken_up_elsewhere(
+    s3: str, home: Callable[[str], Path], tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = System(rank=np.zeros(1, np.int32), values={"recall@10": 0.0, "ndcg@10": 0.0})
+    monkeypatch.setattr(Assembly, "evaluator", lambda *args: lambda params: found)
+    examples = place_of(tiny_recipe.mixture.tasks[0]).path
+    stages = [dataclasses.replace(tiny_recipe, train_steps=last) for last in (2, 4)]
+    for stage in stages:
+        train(stage, tmp_path / "plain")
+    for number, stage in enumerate(stages):
+        machine = home(f"machine{number}")
+        (machine / ".cache" / "recjax").mkdir(parents=True)
+        (machine / ".cache" / "recjax" / examples.name).symlink_to(examples)
+        train(stage, Path(f"{s3}/runs/stopped"))
+    download(f"{s3}/runs/stopped", tmp_path / "there", error=CheckpointError)
+    same(tiny_recipe, tmp_path / "plain", tmp_path / "there")
+
+
 @pytest.mark.heavy
-def test_killed_and_taken_up_elsewhere_it_is_the_run_that_was_not(s3: str, home, tiny_gin: Path, tmp_path: Path):
+def test_killed_and_taken_up_elsewhere_it_is_the_run_that_was_not(
+    s3: str, home: Callable[[str], Path], tiny_gin: Path, tmp_path: Path
+) -> None:
     flags = Flags(gin_files=(str(tiny_gin),), bindings=MORE)
     recipe, _ = command.load(flags)
     train(recipe, tmp_path / "plain")
@@ -105,14 +137,13 @@ def test_killed_and_taken_up_elsewhere_it_is_the_run_that_was_not(s3: str, home,
     there = list(Store(url, CheckpointError).listing())
     assert not saved.unfinished(there) and not [name for name in there if saved.name_of(3) in name]
     download(url, tmp_path / "there", error=CheckpointError)
-    assert lines(tmp_path / "there") == lines(tmp_path / "plain")
-    want, got = arrays(recipe, tmp_path / "plain"), arrays(recipe, tmp_path / "there")
-    assert want.keys() == got.keys()
-    for path, leaf in want.items():
-        np.testing.assert_array_equal(got[path], leaf, err_msg=path)
+    same(recipe, tmp_path / "plain", tmp_path / "there")
 
 
-def test_it_is_evaluated_and_exported_from_there(s3: str, home, tiny_gin: Path, tmp_path: Path) -> None:
+@pytest.mark.heavy
+def test_it_is_evaluated_and_exported_from_there(
+    s3: str, home: Callable[[str], Path], tiny_gin: Path, tmp_path: Path
+) -> None:
     recipe, snapshot = command.load(Flags(gin_files=(str(tiny_gin),)))
     task, made_here = recipe.mixture.tasks[0], place_of(recipe.mixture.tasks[0])
     home("first")
@@ -134,7 +165,9 @@ def test_it_is_evaluated_and_exported_from_there(s3: str, home, tiny_gin: Path, 
     assert Bundle(tmp_path / "bundle").vocab == run.assembly.vocab
 
 
-def test_a_shared_cache_is_filled_once_and_what_comes_from_it_is_checked(s3: str, home, tiny_gin: Path) -> None:
+def test_a_shared_cache_is_filled_once_and_what_comes_from_it_is_checked(
+    s3: str, home: Callable[[str], Path], tiny_gin: Path
+) -> None:
     recipe, _ = command.load(Flags(gin_files=(str(tiny_gin),)))
     task, made_here = recipe.mixture.tasks[0], place_of(recipe.mixture.tasks[0])
     first = home("first")

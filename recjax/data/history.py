@@ -90,22 +90,25 @@ def histories(interactions: pl.DataFrame, *, min_events: int = 1, may_be_empty: 
 
 def coded(ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
     """The different ids in order, and int32 [n]: the number of each id among them."""
+    if ids.dtype.is_integer() and len(ids):
+        low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
+        if high - low < 4 * len(ids):
+            at = ids.to_numpy() - low
+            is_there = np.zeros(high - low + 1, bool)
+            is_there[at] = True
+            numbers = np.cumsum(is_there, dtype=np.int32) - 1
+            return pl.Series(ids.name, np.flatnonzero(is_there) + low, dtype=ids.dtype), numbers[at]
     different = ids.unique().sort()
-    if not ids.dtype.is_integer():
-        return different, ids.cast(pl.Enum(different)).to_physical().cast(pl.Int32).to_numpy()
-    values, sought = different.to_numpy(), ids.to_numpy()
-    span = int(values[-1]) - int(values[0]) + 1 if len(values) else 0
-    if span > 4 * len(sought):
-        return different, np.searchsorted(values, sought).astype(np.int32)
-    number = np.empty(span, np.int32)
-    number[values - values[:1]] = np.arange(len(values))
-    return different, number[sought - values[:1]]
+    if ids.dtype.is_integer():
+        return different, np.searchsorted(different.to_numpy(), ids.to_numpy()).astype(np.int32)
+    return different, ids.cast(pl.Enum(different)).to_physical().cast(pl.Int32).to_numpy()
 
 
 def _is_in_order(log: pl.DataFrame) -> bool:
-    user, order = pl.col("user_id"), pl.col("order")
-    later = (user > user.shift(1)) | ((user == user.shift(1)) & (order >= order.shift(1)))
-    return log.select(later.fill_null(True).all()).item()
+    (user, user_before), (order, order_before) = (
+        (log[column].slice(1), log[column].head(max(log.height - 1, 0))) for column in ("user_id", "order")
+    )
+    return bool(((user > user_before) | ((user == user_before) & (order >= order_before))).all())
 
 
 @dataclass(frozen=True)

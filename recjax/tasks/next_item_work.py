@@ -238,12 +238,17 @@ def examples_by_split(divided: Divided, rows: np.ndarray, *, first_user: int = 0
     log, cuts, items = divided.log, divided.cuts, rows[divided.log.items]
     begin = log.offsets[:-1]
 
-    def cut(users: np.ndarray, start: np.ndarray, end: np.ndarray, names: tuple[str, str]) -> Columns:
-        """Items and times of the events from number `start` up to `end` of each of these users."""
-        lengths = end - start
-        at, offsets = spans(begin[users] + start, lengths), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    def lists(at: np.ndarray, lengths: np.ndarray, names: tuple[str, str]) -> Columns:
+        """Items and times of the events `at` (numbers, or a mask), so many for each user."""
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         found = {names[0]: Column(items[at], offsets)}
         return found if log.times is None else {**found, names[1]: Column(log.times[at], offsets)}
+
+    def first(users: np.ndarray, counts: np.ndarray) -> Columns:
+        """The first so many events of each of these users."""
+        of_all = np.zeros(len(begin), np.int64)
+        of_all[users] = counts
+        return lists(_is_before(log.offsets, of_all), counts, ("items", "times"))
 
     def held_out(target: np.ndarray, end: np.ndarray) -> Columns:
         users = np.flatnonzero(target >= 1)
@@ -251,18 +256,17 @@ def examples_by_split(divided: Divided, rows: np.ndarray, *, first_user: int = 0
         at, end = target[users], end[users]
         found = {
             "user_index": Column(first_user + users),
-            **cut(users, np.zeros_like(at), at, ("items", "times")),
+            **first(users, at),
             "label": Column(items[begin[users] + at]),
             "train_events": Column(cuts.train_end[users].astype(np.int32)),
-            **cut(users, at, end, ("future", "future_times")),
+            **lists(spans(begin[users] + at, end - at), end - at, ("future", "future_times")),
             "future_events": Column((end - at).astype(np.int32)),
         }
         return found if log.times is None else {**found, "label_time": Column(log.times[begin[users] + at])}
 
     users = np.flatnonzero(cuts.train_end >= 2)
-    end = cuts.train_end[users]
     return {
-        "train": {"user_index": Column(first_user + users), **cut(users, np.zeros_like(end), end, ("items", "times"))},
+        "train": {"user_index": Column(first_user + users), **first(users, cuts.train_end[users])},
         "valid": held_out(cuts.valid_at, cuts.valid_end),
         "test": held_out(cuts.test_at, cuts.test_end),
     }
@@ -294,9 +298,9 @@ def _schema(times: bool, held_out: bool = False) -> tuple[Field, ...]:
 
 def _is_before(offsets: np.ndarray, end: np.ndarray) -> np.ndarray:
     """bool per event: whether it is among the first `end` of its user."""
-    lengths = np.diff(offsets)
-    number = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    return number < np.repeat(end, lengths)
+    found = np.ones(offsets[-1], bool)
+    found[spans(offsets[:-1] + end, np.diff(offsets) - end)] = False  # fewer, as a rule, than those before
+    return found
 
 
 def counts_of(divided: Divided, rows: np.ndarray) -> dict[str, dict[str, int]]:
@@ -322,16 +326,15 @@ def counts_of(divided: Divided, rows: np.ndarray) -> dict[str, dict[str, int]]:
         "items": len(log.item_ids),
         "users_below_min_events": log.users_dropped,
         "events_of_those_users": log.events_dropped,
-        "events_outside_catalogue": int((rows[log.items] < FIRST_ITEM).sum()),
+        "events_outside_catalogue": int(np.bincount(log.items, minlength=len(rows))[rows < FIRST_ITEM].sum()),
     }
     return counts
 
 
 def _seen_before(log: Histories, users: np.ndarray, at: np.ndarray) -> int:
     """How many of these users have their target among the events before it."""
-    target = np.full(len(log.lengths), -1, np.int64)
+    target = np.full(len(log.lengths), -1, np.int32)
     end = np.zeros(len(log.lengths), np.int64)
     target[users], end[users] = log.items[log.offsets[users] + at], at
-    repeated = _is_before(log.offsets, end) & (log.items == np.repeat(target, log.lengths))
-    user = np.repeat(np.arange(len(log.lengths)), log.lengths)
-    return len(np.unique(user[repeated]))
+    repeated = np.flatnonzero(_is_before(log.offsets, end) & (log.items == np.repeat(target, log.lengths)))
+    return len(np.unique(np.searchsorted(log.offsets, repeated, side="right")))

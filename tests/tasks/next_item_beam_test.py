@@ -94,7 +94,7 @@ def test_what_beam_cannot_prepare_is_said(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="cannot be prepared by Beam"):
             prepare(Mixture(tasks=(task,)), tmp_path / "cache", runner=Runner())
     with pytest.raises(ConfigError, match="no runner"):
-        Runner(name="driect")
+        Runner(name="sparkle")
     log = pl.read_parquet(tmp_path / "log" / "interactions.parquet")
     log.with_columns(pl.col("who").replace(7, None)).write_parquet(tmp_path / "log" / "interactions.parquet")
     with pytest.raises(DataError, match="who is missing in"):
