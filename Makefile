@@ -28,7 +28,7 @@ quickstart: $(READY)
 	$(BIN)/recjax run quickstart
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test-heavy: $(READY)
 	$(BIN)/python -m pytest -m heavy
