@@ -15,7 +15,8 @@ _SPIKE, _LEAST = 6.0, 0.01
 
 
 def account(workdir: Path, *, targets: int) -> dict[str, str]:
-    """In words: parameters (tables aside), the arithmetic of training on so many targets, gradient norms and spikes.
+    """In words: parameters (tables aside), the arithmetic of training on so many targets, of tables that earlier models
+    left the shares of rows whose values they know, gradient norms and spikes.
 
     Empty where a run left nothing behind. A teacher's arithmetic is to be shared among its students by the reader.
     """
@@ -28,6 +29,7 @@ def account(workdir: Path, *, targets: int) -> dict[str, str]:
     return {
         "parameters": f"{sum(counts.values()) - counts['embedding']:,}",
         "training_flops": f"{sum(flops.values()) * targets:.2e}",
+        **{f"known_{name}": _shares(fields) for name, fields in manifest.get("tables", {}).items()},
         **steadiness(records),
     }
 
@@ -47,6 +49,10 @@ def steadiness(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         "gradient_norm": f"{statistics.median(norms):.3g} (most {max(norms):.3g})",
         "loss_spikes": f"{spikes} of {len(losses)}",
     }
+
+
+def _shares(fields: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:.1%}" for name, share in fields.items())
 
 
 def _is_spike(before: Sequence[float], loss: float) -> bool:

@@ -32,6 +32,7 @@ from recjax.core.optim import eval_params, learning_rate
 from recjax.core.state import TrainState
 from recjax.core.warm_start import WarmStart
 from recjax.core.writer import LateMetrics, RunWriter, StepMetrics
+from recjax.data.field_tables import FieldTables, coverage
 from recjax.models.sequence import count_parameters
 from recjax.prepare import ensure_prepared
 from recjax.recipe import Assembly, Recipe
@@ -163,6 +164,11 @@ class _Run:
             "examples": [str(e.hash) for e in self.assembly.examples],
             "vocabulary": self.assembly.vocab.hash,
             "trained_times": self.assembly.examples[0].manifest.get("trained_times", []),
+            "tables": {
+                fact.name: coverage(fact(self.assembly.examples), fact.name, self.assembly.examples[0])
+                for fact in self.recipe.facts
+                if isinstance(fact, FieldTables)
+            },
             "simulated": any(e.manifest["simulated"] for e in self.assembly.examples),
             "parameters": count_parameters(self.assembly.abstract_params()),
             "flops_per_token": dataclasses.asdict(self.flops),

@@ -31,4 +31,7 @@ def test_a_run_is_accounted_for(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(np.ones(3))))
     found = account(tmp_path, targets=1000)
     assert found["parameters"] == "1,234" and found["training_flops"] == "1.23e+05"
-    assert found["loss_spikes"] == "0 of 3"
+    assert found["loss_spikes"] == "0 of 3" and not any(name.startswith("known") for name in found)
+    manifest["tables"] = {"start": {"user_id": 0.8125, "item_id": 1.0}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert account(tmp_path, targets=1000)["known_start"] == "user_id 81.2%, item_id 100.0%"
