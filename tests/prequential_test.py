@@ -11,9 +11,12 @@ import pytest
 from recjax import command
 from recjax.core.errors import ConfigError
 from recjax.core.flags import Flags, recipe_files
+from recjax.data.batch import Batch
 from recjax.data.examples import Examples
 from recjax.data.label_store import LabelStore
+from recjax.data.rows_feed import RowReader
 from recjax.infer import infer, infer_run
+from recjax.prequential import progressive
 from recjax.ranker_evaluation import RankerEvaluation, RankerEvaluator
 from recjax.recipe import Recipe
 from recjax.tasks.cache import place_of
@@ -62,6 +65,34 @@ def test_a_row_is_labelled_by_the_newest_that_was_not_trained_on_it(workdir: Pat
         said = RankerEvaluator(examples, split="train", config=config, model=run.assembly.model).scores(run.params)
         mine = found.version == step
         np.testing.assert_array_equal(found.values["like"][mine], said["like"][mine].astype(np.float16))
+
+
+def test_a_day_is_judged_by_the_model_that_had_not_seen_it(workdir: Path) -> None:
+    recipe = recipe_of()
+    table = progressive(load(recipe, workdir))
+    reader = RowReader(Examples.open(place_of(recipe.mixture.tasks[0]).path), "train")
+    label, cuts = reader.column("labels")[:, 0], [64, 128, 192, len(reader)]
+    assert [row[:3] for row in table.rows] == [
+        [str(day + 1), str(step), str(int((label[a:b] >= 0).sum()))]
+        for day, (step, a, b) in enumerate(zip((2, 4, 6), cuts, cuts[1:], strict=False))
+    ]
+    said = []
+    for step in (2, 4, 6):
+        run = load(recipe, workdir, checkpoint=str(step))
+        z = np.asarray(run.assembly.model.apply(run.params, whole(reader), train=False, key=None)["logit/click"])
+        said.append(1 / (1 + np.exp(-z.astype(np.float64))))
+    at = {name: place for place, name in enumerate(table.header)}
+    for day, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        mine = np.arange(a, b)[label[a:b] >= 0]
+        for model, p in (("updated", said[day]), ("as on day 1", said[0])):
+            loss = -np.where(label[mine] > 0.5, np.log(p[mine]), np.log(1 - p[mine])).mean()
+            assert table.rows[day][at[f"log_loss, {model}"]] == f"{loss:.4f}".lstrip("0")
+    assert table.rows[0][3:7] == table.rows[0][7:]  # on its first day it is that of the first day
+
+
+def whole(reader: RowReader) -> Batch:
+    """The fields of all rows."""
+    return {name: x for name, x in reader.read(np.arange(len(reader))).items() if name.startswith("field/")}
 
 
 def test_only_one_pass_in_order_of_time_can_be_labelled_ahead(workdir: Path, tmp_path: Path) -> None:
