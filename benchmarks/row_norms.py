@@ -88,10 +88,10 @@ def main() -> None:
     lows = [0, *(bound + 1 for bound in args.bounds)]
     names = [*(f"{low} to {high}" for low, high in zip(lows, args.bounds, strict=False)), f"from {lows[-1]}"]
     print(f"Training rows of a value of {args.field}: {', '.join(names)}.\n")
-    table = Table(title="", header=["", "step", *(f"norm, {n}" for n in names), *(f"auc, {n}" for n in names)], rows=[])
+    header, rows = ["", "step", *(f"norm, {name}" for name in names), *(f"auc, {name}" for name in names)], []
     for stage in args.stages:
-        table.rows.extend(lines(args.run / f"seed{args.seed}" / stage, args.field, args.bounds, args.split))
-    print(table.markdown())
+        rows += lines(args.run / f"seed{args.seed}" / stage, args.field, args.bounds, args.split)
+    print(Table(title="", header=header, rows=rows).markdown())
 
 
 if __name__ == "__main__":
