@@ -89,10 +89,9 @@ class Log:
         return frame.slice(size).with_row_index(ROW, offset=piece[0]), reader.ticks
 
     @property
-    def id_types(self) -> tuple[pl.DataType, pl.DataType]:
-        """What ids of users and items are."""
-        frame, _ = self.read((0, 1))
-        return frame.schema["user_id"], frame.schema["item_id"]
+    def item_type(self) -> Any:
+        """The polars type of ids of items."""
+        return self.read((0, 1))[0].schema["item_id"]
 
 
 def cut_by_user(log: Log, into: Path, runner: Runner) -> list[Path]:

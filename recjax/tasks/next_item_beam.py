@@ -56,7 +56,7 @@ def make(task: Task, place: Place, runner: Runner) -> None:
     log, reader = Log.open(folder, task.data.columns), Reader(folder, dict(task.data.columns), found)
     items = reader.table("items")
     found.raise_first()
-    if items is not None and items.schema["item_id"] != log.id_types[1]:
+    if items is not None and items.schema["item_id"] != log.item_type:
         mend = "write the ids of all tables in the same way"
         raise DataError("item_id is of one type in the log and of another in items", where=str(folder), mend=mend)
     place.path.parent.mkdir(parents=True, exist_ok=True)
