@@ -28,7 +28,7 @@ quickstart: $(READY)
 	$(BIN)/recjax run quickstart
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-heavy: $(READY)
 	$(BIN)/python -m pytest -m heavy

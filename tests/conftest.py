@@ -39,20 +39,30 @@ def recjax_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs TensorFlow where seqio cannot be installed (Python 3.12), or an absent compiler.
-
-    The tests of a file run in one worker, which makes what they share once, but for those with a group of their own.
-    """
+    """Leave out what needs TensorFlow where seqio cannot be installed (Python 3.12), or an absent compiler."""
     for marker, package in (("tensorflow", "seqio"), ("libtpu", "libtpu"), ("beam", "apache_beam")):
         if importlib.util.find_spec(package) is None:
             left_out = [item for item in items if item.get_closest_marker(marker)]
             items[:] = [item for item in items if item not in left_out]
             config.hook.pytest_deselected(items=left_out)
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`: the tests of a file run in one worker, which makes what they share once.
+
+    The trainings of `recipes_test.py` share what the stages of one recipe leave behind, so each recipe goes by itself.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            # Such as tests/recipes_test.py::test_it_trains_sharded_in_its_tiny_mode[ctr-1_train]
+            recipe, _, _ = nodeid.partition("-")
+            return recipe if "::test_it_trains_sharded_in_its_tiny_mode[" in nodeid else super()._split_scope(nodeid)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="module")

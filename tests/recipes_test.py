@@ -163,21 +163,21 @@ def leave_behind(stage: Path, stages: Path, examples: Callable) -> None:
 def to_train() -> list[Any]:
     """Every stage; of a recipe of many the fast tests take the first and the last, which needs others, too.
 
-    The stages of a recipe go to one worker, those of another to whoever is free.
+    Test processes share them out by recipe (`conftest.py`).
     """
     found = []
     for name in dict.fromkeys(path.parent.name for path in all_recipe_files()):
         stages = recipe_files(name)
         for place, path in enumerate(stages):
             is_heavy = len(stages) > FEW and 0 < place < len(stages) - 1
-            marks = [pytest.mark.xdist_group(f"recipe-{name}"), *([pytest.mark.heavy] if is_heavy else [])]
+            marks = [pytest.mark.heavy] if is_heavy else []
             found.append(pytest.param(path, id=f"{name}-{path.stem}", marks=marks))
     return found
 
 
 @pytest.fixture
 def roughly_compiled() -> Iterator[None]:
-    """A third less time of compiling; the programs of two steps need not be fast, and what they compute is the same."""
+    """Up to a third less time: programs of two steps need not be fast, and what they compute is the same."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
