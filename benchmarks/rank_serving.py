@@ -8,6 +8,8 @@ users and items of it, one request after the other. Columns of the table, in mil
 
     features      request columns to the fields of rows (`RankBundle.fields`)
     call          fields to logits (`RankBundle.logits`)
+    shared        both where what the candidates have alike is made once (`RankBundle.answer`)
+    ratio         of features and call together to that
     answer        bytes of a request to bytes of an answer, without HTTP, p50 and p99
     http          the same from a client over loopback with one connection kept open, p50 and p99
     processor     processor time of the server for a request over HTTP
@@ -54,7 +56,8 @@ from recjax.serve.rank_request import parse_rank
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "rank_serving.md"
 WARM = 30
-HEADER = ("recipe", "candidates", "features", "call", "answer p50", "answer p99", "http p50", "http p99", "processor")
+INSIDE = ("features", "call", "shared", "ratio", "answer p50", "answer p99")
+HEADER = ("recipe", "candidates", *INSIDE, "http p50", "http p99", "processor")
 
 
 def bundle_of(name: str, folder: Path) -> tuple[Path, list[dict[str, Any]], list[Any]]:
@@ -124,8 +127,9 @@ def processor(pid: int) -> float:
     return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def alone(bundle: RankBundle, requests: Sequence[bytes]) -> tuple[float, float, float, float]:
-    """Milliseconds: medians of features and call, and p50 and p99 of an answer without HTTP."""
+def alone(bundle: RankBundle, requests: Sequence[bytes]) -> tuple[float, ...]:
+    """Milliseconds: medians of features, call and what candidates share made once, the ratio of the first two to that,
+    and p50 and p99 of an answer without HTTP."""
     desk, times = RankDesk(bundle), []
     for body in requests:
         start = time.perf_counter()
@@ -140,9 +144,12 @@ def alone(bundle: RankBundle, requests: Sequence[bytes]) -> tuple[float, float, 
         fields = bundle.fields([asked])
         between = time.perf_counter()
         bundle.logits(fields)
-        parts.append((between - start, time.perf_counter() - between))
-    features, call = np.median(parts[WARM:], axis=0) * 1e3
-    return float(features), float(call), *(np.percentile(times[WARM:], (50, 99)) * 1e3)
+        end = time.perf_counter()
+        bundle.answer([asked])
+        parts.append((between - start, end - between, time.perf_counter() - end))
+    features, call, shared = np.median(parts[WARM:], axis=0) * 1e3
+    ratio = np.median([(a + b) / c for a, b, c in parts[WARM:]])
+    return float(features), float(call), float(shared), float(ratio), *(np.percentile(times[WARM:], (50, 99)) * 1e3)
 
 
 def together(host: str, port: int, requests: Sequence[bytes], clients: int) -> tuple[float, float]:

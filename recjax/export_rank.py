@@ -29,10 +29,12 @@ from recjax.freeze import freeze, host_weights
 from recjax.metrics.calibration import fit_calibration
 from recjax.models.ranker import Ranker, without_auxiliary
 from recjax.nn.dense import merged
+from recjax.nn.field_vectors import CONTEXT, OWNER
 from recjax.ranker_evaluation import RankerEvaluator
 from recjax.recipe import Assembly
 from recjax.serve import rank_bundle as layout
-from recjax.serve.rank_bundle import RankBundle
+from recjax.serve.rank_bundle import SIZES, RankBundle
+from recjax.serve.rank_request import RankQuestion
 
 TOLERANCE = 1e-6
 _DTYPES = {"numeric": np.float32, "vector": np.float32}
@@ -46,6 +48,7 @@ def export_ranker(
     out: str | os.PathLike[str],
     heads: Sequence[Mapping[str, Any]],
     domains: Mapping[str, Any] | None = None,
+    item: str = "item_id",
     facts: Mapping[str, Any] | None = None,
     **told: Any,
 ) -> Path:
@@ -53,9 +56,10 @@ def export_ranker(
 
     `features` is what training made its fields with. Each of the `heads` is "name", "temperature" and "bias" (or for
     numbers "form", see `RankBundle.scores`), and whatever else there is to say of it. `domains`, for a model that reads
-    the domain of a row, is the "column" that holds it and the "names" in order of their numbers. `facts` are kept in
-    the manifest, too; `told` (`name`, `recipe`, `step`, `checkpoint`, `platforms`) is as `freeze` takes it. Raises
-    `BundleError` as that does, and when the weights cannot be stored.
+    the domain of a row, is the "column" that holds it and the "names" in order of their numbers; a model that does not
+    has a second program, which computes once what candidates that differ in the column `item`, and in what goes by it,
+    have alike. `facts` are kept in the manifest, too; `told` (`name`, `recipe`, `step`, `checkpoint`, `platforms`) is
+    as `freeze` takes it. Raises `BundleError` as that does, and when the weights cannot be stored.
     """
     weights, names = host_weights(params), [head["name"] for head in heads]
     params = from_paths(params, weights)
@@ -64,11 +68,25 @@ def export_ranker(
         found = model.apply(from_paths(params, weights), fields, train=False, key=None)
         return jnp.stack([found[f"logit/{head}"] for head in names], axis=1)
 
+    def rank_candidates(
+        weights: dict[str, jax.Array], context: dict[str, jax.Array], fields: dict[str, jax.Array]
+    ) -> jax.Array:
+        shared = {name.replace("field/", CONTEXT, 1): x for name, x in context.items()}
+        owner = jnp.zeros(next(iter(fields.values())).shape[0], jnp.int32)
+        return rank(weights, {**fields, **shared, OWNER: owner})
+
+    alike = () if domains else layout.alike_of(features, item)
+    rows, programs = _fields(features, domains), {}
+    if alike:
+        context, own = ({k: x for k, x in rows.items() if (k in alike) == is_shared} for is_shared in (True, False))
+        context = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in context.items()}
+        programs = {layout.CANDIDATES_FILE: (rank_candidates, (context, own))}
+
     def write(folder: Path) -> dict[str, Any]:
         for file, content in features.files().items():
             (folder / file).write_bytes(content)
         (folder / layout.PROBE_FILE).write_text(json.dumps(layout.probe_of(features)), encoding="utf-8")
-        schema = layout.schema_of(features, names, domains)
+        schema = layout.schema_of(features, names, domains, alike)
         return {
             "heads": [dict(head) for head in heads],
             "domains": None if domains is None else dict(domains),
@@ -83,9 +101,9 @@ def export_ranker(
         RankBundle,
         out,
         weights,
-        {layout.FUNCTION_FILE: (rank, (_fields(features, domains),))},
+        {layout.FUNCTION_FILE: (rank, (rows,)), **programs},
         write=write,
-        pairs=lambda loaded: _pairs(loaded, rank, weights),
+        pairs=lambda loaded: _pairs(loaded, rank, weights, item),
         tolerance=TOLERANCE,
         **told,
     )
@@ -125,6 +143,7 @@ def export_ranker_run(
         out=out,
         heads=heads,
         domains=domains,
+        item=task.item,
         facts={"log": log_of(examples), "task": examples.manifest["task"]},
         **told,
     )
@@ -216,10 +235,16 @@ def _fields(features: RankerFeatures, domains: Mapping[str, Any] | None) -> dict
     return found | ({layout.DOMAIN: jax.ShapeDtypeStruct((batch,), np.int32)} if domains else {})
 
 
-def _pairs(loaded: RankBundle, rank: Any, weights: dict[str, np.ndarray]) -> Iterator[tuple[Any, Any]]:
-    """Logits of the bundle for the probe, and the model's own."""
+def _pairs(loaded: RankBundle, rank: Any, weights: dict[str, np.ndarray], item: str) -> Iterator[tuple[Any, Any]]:
+    """Logits of the bundle for the probe, and the model's own; those of candidates for a context, too."""
     rows = json.loads((loaded.path / layout.PROBE_FILE).read_text(encoding="utf-8"))["rows"]
     fields = loaded.features.rows(rows)
     if loaded.domains:
         fields[layout.DOMAIN] = (np.arange(len(rows)) % (len(loaded.domains["names"]) + 1)).astype(np.int32)
     yield loaded.logits(fields), jax.jit(rank)(weights, fields)
+    if loaded.alike:
+        [probe, *_] = [row for row in rows if row]
+        context = {name: value for name, value in probe.items() if name != item}
+        candidates = [{item: row.get(item)} for row in rows] * SIZES[0]
+        asked = [RankQuestion(context=context, candidates=candidates)]
+        yield loaded.answer(asked), jax.jit(rank)(weights, loaded.fields(asked))

@@ -2,6 +2,8 @@
 
     manifest.json         "kind": "rank", heads with their calibrations, columns, hashes; checksums of the other files
     rank.jaxexport        the fields of rows -> a logit of each head, for any number of rows
+    candidates.jaxexport  the same of the candidates of one request, told once of the fields that are alike for all of
+                          them; not there where the model reads domains
     weights.safetensors   what the function takes as its first argument, by name
     features.json, .npz   what turns a request into fields: the very object that training used (`data.ranker_features`)
     probe.json            some rows and the bytes their fields had when the bundle was made
@@ -21,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from recjax.core.errors import BundleError, ExamplesError, RequestError
-from recjax.data.ranker_features import RankerFeatures
+from recjax.data.ranker_features import RankerFeatures, owners
 from recjax.data.raw import Raw
 from recjax.serve.rank_request import MAX_CANDIDATES, Columns, RankQuestion
 from recjax.serve.stored import REMAKE, Stored, check_hash
 
-FUNCTION_FILE, PROBE_FILE = "rank.jaxexport", "probe.json"
+FUNCTION_FILE, CANDIDATES_FILE, PROBE_FILE = "rank.jaxexport", "candidates.jaxexport", "probe.json"
 DOMAIN = "domain"
 # Rows of one call are filled up to one of these, so that a server compiles a handful of programs.
 SIZES = (16, 32, 64, 128, 256, 512, 1024)
@@ -44,11 +46,13 @@ class RankBundle(Stored):
         told = self.manifest
         self.heads: dict[str, Mapping[str, Any]] = {head["name"]: head for head in told["heads"]}
         self.domains: Mapping[str, Any] | None = told["domains"]
+        self.alike: tuple[str, ...] = tuple(told["schema"].get("alike", ()))
         self.features = self._load_features()
         kinds = {**self.features.kinds, **({self.domains["column"]: "value"} if self.domains else {})}
         self.columns = Columns(kinds)
         self._check_probe()
         self._weights, self._call = self.load_weights(), self.load_call(FUNCTION_FILE)
+        self._call_alike = self.load_call(CANDIDATES_FILE) if self.alike else None
 
     def facts(self) -> dict[str, Any]:
         """What is said of it to callers: heads, the columns that are read, and which of them the log remembers."""
@@ -79,14 +83,35 @@ class RankBundle(Stored):
         complete = self.features.complete(self.features.rows_of(requests, more=(self.domains["column"],)))
         return {**self.features.encoder.encode(complete), DOMAIN: domain_of(complete, self.domains)}
 
+    def answer(self, asked: Sequence[RankQuestion]) -> np.ndarray:
+        """float32 [n, heads]: the logits of the candidates of all questions, one after the other.
+
+        Where candidates are many and differ in nothing but their item, and what goes by it, what they have alike is
+        encoded and computed once for a question; else they are rows like any others.
+        """
+        requests = [(one.context, one.candidates) for one in asked]
+        alike = self.features.alike(name for one in asked for row in one.candidates for name in row)
+        owner = owners(requests)
+        is_few = len(owner) < SIZES[0] * len(asked)
+        if self._call_alike is None or is_few or not {*self.alike} <= {*alike}:
+            return self.logits(self.fields(asked))
+        contexts, rows = self.features.parts_of(requests)
+        rows |= {name: x[owner] for name, x in contexts.items() if name not in self.alike}
+        found = []
+        for at in range(len(asked)):
+            mine = np.flatnonzero(owner == at)
+            context = {name: contexts[name][at : at + 1] for name in self.alike}
+            padded = {name: _filled(x[mine], _size(len(mine))) for name, x in rows.items()}
+            found.append(np.asarray(self._call_alike(self._weights, context, padded))[: len(mine)])
+        return np.concatenate(found)
+
     def logits(self, fields: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [n, heads]: what the model says of rows, uncalibrated."""
         count = len(next(iter(fields.values())))
         found = []
         for start in range(0, count, SIZES[-1]):
             part = min(count - start, SIZES[-1])
-            size = next(size for size in SIZES if size >= part)
-            padded = {name: _filled(x[start : start + part], size) for name, x in fields.items()}
+            padded = {name: _filled(x[start : start + part], _size(part)) for name, x in fields.items()}
             found.append(np.asarray(self._call(self._weights, padded))[:part])
         return np.concatenate(found)
 
@@ -107,10 +132,11 @@ class RankBundle(Stored):
 
     def warm_up(self) -> int:
         """Compile every shape; returns how many."""
-        one = self.fields([RankQuestion(candidates=[{}])])
         for size in SIZES:
-            self.logits({name: np.repeat(x, size, axis=0) for name, x in one.items()})
-        return len(SIZES)
+            rows = RankQuestion(candidates=[{}] * size)
+            self.logits(self.fields([rows]))
+            self.answer([rows])
+        return len(SIZES) * (2 if self.alike else 1)
 
     def _load_features(self) -> RankerFeatures:
         try:
@@ -119,7 +145,7 @@ class RankBundle(Stored):
             raise BundleError(error.what, where=error.where, expected=error.expected, mend=REMAKE) from error
         check_hash("the set of fields", features.hash, self.manifest["features_hash"], where=self.path)
         check_hash("the encoder", features.encoder.hash, self.manifest["encoder_hash"], where=self.path)
-        self.check_schema(schema_of(features, tuple(self.heads), self.domains))
+        self.check_schema(schema_of(features, tuple(self.heads), self.domains, self.alike))
         return features
 
     def _check_probe(self) -> None:
@@ -134,8 +160,11 @@ class RankBundle(Stored):
             )
 
 
-def schema_of(features: RankerFeatures, heads: Sequence[str], domains: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the exported function takes and gives; the manifest carries its hash."""
+def schema_of(
+    features: RankerFeatures, heads: Sequence[str], domains: Mapping[str, Any] | None, alike: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What the exported functions take and give; the manifest carries its hash. Of the fields that are `alike` for all
+    candidates that of candidates takes those of one context, [1, ...]."""
     arguments = {}
     for shape in features.encoder.shapes:
         dtype = "float32" if shape.kind in ("numeric", "vector") else "int32"
@@ -144,7 +173,14 @@ def schema_of(features: RankerFeatures, heads: Sequence[str], domains: Mapping[s
     return {
         "arguments": {"weights": "safetensors by name", **arguments, **more},
         "results": {"logits": f"float32 [b, {len(heads)}]", "heads": list(heads)},
+        **({"alike": list(alike)} if alike else {}),
     }
+
+
+def alike_of(features: RankerFeatures, item: str) -> tuple[str, ...]:
+    """The fields that are alike for candidates that say nothing but their `item`; none where no field is their own."""
+    alike = features.alike((item,))
+    return alike if len(alike) < len(features.encoder.shapes) else ()
 
 
 def probe_of(features: RankerFeatures) -> dict[str, Any]:
@@ -184,6 +220,11 @@ def domain_of(complete: Mapping[str, Raw], domains: Mapping[str, Any]) -> np.nda
     names = {name: number for number, name in enumerate(domains["names"])}
     numbers = np.array([names.get(text, len(names)) for text in texts], np.int32)
     return np.where(column.missing, len(names), numbers[codes]).astype(np.int32)
+
+
+def _size(count: int) -> int:
+    """Rows of the program that takes so many."""
+    return next(size for size in SIZES if size >= count)
 
 
 def _filled(values: np.ndarray, size: int) -> np.ndarray:

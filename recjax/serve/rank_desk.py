@@ -33,7 +33,7 @@ class RankDesk(Desk[RankBundle, RankQuestion, dict[str, Any]]):
 
     def answers(self, asked: Sequence[RankQuestion]) -> list[dict[str, Any]]:
         """Candidates in order, best first by the head that a question names, with what every head says of each."""
-        logits = self.bundle.logits(self.bundle.fields(asked))
+        logits = self.bundle.answer(asked)
         scores = self.bundle.scores(logits)
         ends = np.cumsum([len(one.candidates) for one in asked])[:-1]
         return [

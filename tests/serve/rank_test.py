@@ -307,6 +307,26 @@ def test_requests_that_wait_go_together_and_do_not_notice(bundle: RankBundle) ->
         assert ours == pytest.approx(theirs, abs=1e-6)
 
 
+def test_what_candidates_have_alike_is_computed_once_and_nothing_else_changes(
+    bundle: RankBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    asked = [
+        RankQuestion(context=context, candidates=[{"item_id": int(item)} for item in rng.integers(1, 40, count)])
+        for context, count in (({**CONTEXT, "history": [1, 2]}, 40), ({"user_id": "stranger"}, 3), ({}, 17))
+    ]
+    rows = bundle.logits(bundle.fields(asked))
+    assert {"field/user_id", "field/history"} < {*bundle.alike} and "field/item_id" not in bundle.alike
+    brought = [{**row, "device": "tv"} for row in asked[0].candidates]  # no longer alike
+    other = RankQuestion(context=CONTEXT, candidates=brought)
+    want = bundle.logits(bundle.fields([other]))
+    np.testing.assert_allclose(bundle.answer([other]), want, rtol=1e-6, atol=1e-6)
+    monkeypatch.setattr(bundle, "logits", lambda fields: pytest.fail("all rows were computed whole"))
+    np.testing.assert_allclose(bundle.answer(asked), rows, rtol=1e-5, atol=1e-6)
+    with pytest.raises(pytest.fail.Exception):
+        bundle.answer([other])
+
+
 def test_when_too_many_wait_the_next_is_turned_away(bundle: RankBundle) -> None:
     async def crowd() -> list[Any]:
         desk = RankDesk(bundle, max_queue=3)
