@@ -150,11 +150,11 @@ class Tower(Module):
         config = self.config
         for i in range(len(config.widths)):
             layer, own = getattr(self, f"layer{i}"), call.part(i)
-            x = layer(x, own, dropout=config.dropout if layer.adapted else 0.0)
+            y: jax.Array = layer(x, own, dropout=config.dropout if layer.adapted else 0.0)
             if config.norm != "none":
-                x = getattr(self, f"norm{i}")(x, *((own,) if config.norm == "batch" else ()))
-            x = getattr(self, f"dice{i}")(x, own) if config.activation == "dice" else ACTIVATIONS[config.activation](x)
-            x = x if layer.adapted else own.dropout(x, config.dropout)
+                y = getattr(self, f"norm{i}")(y, *((own,) if config.norm == "batch" else ()))
+            y = getattr(self, f"dice{i}")(y, own) if config.activation == "dice" else ACTIVATIONS[config.activation](y)
+            x = y if layer.adapted else own.dropout(y, config.dropout)
         return x.whole() if isinstance(x, Composed) else x
 
 

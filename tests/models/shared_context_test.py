@@ -23,7 +23,7 @@ from recjax.nn.target_attention import TargetAttention
 from recjax.nn.tower import ResidualConfig, TowerConfig
 
 ROWS, WIDTH, CONTEXTS = 128, 8, 3
-OWNER = np.int32([0, 0, 2, 1, 2, 0, 1, 2, 2, 0])
+OWNER = np.array([0, 0, 2, 1, 2, 0, 1, 2, 2, 0], np.int32)
 FIELDS = (
     FieldShape(name="user", kind="categorical", rows=30, offset=2),
     FieldShape(name="item", kind="categorical", rows=40, offset=32),
