@@ -68,11 +68,8 @@ def test_attention_and_experts_of_a_layer() -> None:
     params = jax.eval_shape(model.init, jax.random.key(0))
     batch = {n: jax.ShapeDtypeStruct((b, length), np.int32) for n in ("history_ids", "positions", "segment_ids")}
     found = compiled(lambda p, x: model.apply(p, x, train=True, key=None)["hidden"], params, batch)
-    projections, scores, experts = (
-        4 * b * length * d * h * k,
-        2 * b * length * length * h * k,
-        3 * b * length * e * d * f,
-    )
+    tokens = b * length
+    projections, scores, experts = 4 * tokens * d * h * k, 2 * tokens * length * h * k, 3 * tokens * e * d * f
     router, shares = tokens * d * e, tokens * 2 * e
     assert 2 * (projections + scores + experts + router) <= found.flops
     assert found.flops <= 2 * (projections + scores + experts + router + shares)
