@@ -90,7 +90,7 @@ class Shelf:
                 where=", ".join(f"{s.bundle.path}: {s.bundle.name}" for s in desks) or "no bundle",
                 mend="export with another --name",
             )
-        self._roots = {name: (roots or {}).get(name, desk.bundle.path) for name, desk in self._desks.items()}
+        self._roots = {name: (roots or {}).get(name) or desk.bundle.path for name, desk in self._desks.items()}
         self._load, self._on_served, self._on_refused = load, on_served, on_refused
         self._left_alone: dict[str, str] = {}  # name -> hash of the version that was refused last
         self._lock = asyncio.Lock()
