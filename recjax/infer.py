@@ -8,7 +8,8 @@
     row_labels        the logit of every head of a ranker for every training row, for students (`data.label_store`)
     row_labels_ahead  the same of a ranker that goes on learning, by many checkpoints (`recjax.prequential`)
     field_tables      the vectors of the values of a ranker's fields, for later rankers (`data.field_tables`)
-    answers           the logit of every head of a ranker for every held-out row, with its user (`data.answers`)
+    answers           the logit of every head of a ranker for every held-out row, with its user, or what a model of
+                      sequences says of the candidates that it is asked about (`data.answers`)
 
 It computes no metrics: that is `recjax evaluate`. What the first three hold in detail, and in which order, says
 `recjax.infer_catalogue`.
@@ -24,7 +25,7 @@ from typing import Any
 
 import jax
 
-from recjax import cli, infer_catalogue, infer_rows, trained
+from recjax import cli, infer_asked, infer_catalogue, infer_rows, trained
 from recjax.core.artifact import read_artifact
 from recjax.core.errors import ConfigError
 from recjax.core.module import Functional, Params
@@ -35,6 +36,12 @@ from recjax.inference import Inference
 from recjax.prequential import KIND as AHEAD
 from recjax.prequential import label_ahead
 
+
+def _answers(asked: Inference) -> None:
+    """Of a model that is told candidates with each user, or of a ranker of rows."""
+    (infer_asked.candidates if infer_asked.FIELD in asked.examples.manifest else infer_rows.held_out)(asked)
+
+
 KINDS: dict[str, Callable[[Inference], None]] = {
     "recommendations": infer_catalogue.recommendations,
     "user_vectors": infer_catalogue.user_vectors,
@@ -42,7 +49,7 @@ KINDS: dict[str, Callable[[Inference], None]] = {
     "teacher_rankings": infer_catalogue.teacher_rankings,
     "codes": infer_catalogue.codes,
     ROW_LABELS: infer_rows.row_labels,
-    "answers": infer_rows.held_out,
+    "answers": _answers,
     "field_tables": infer_rows.field_tables,
 }
 _ALL = (*KINDS, AHEAD)  # the last needs more than one checkpoint

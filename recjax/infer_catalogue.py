@@ -54,21 +54,25 @@ def user_vectors(asked: Inference) -> None:
 def item_vectors(asked: Inference) -> None:
     """A vector for every item; raises `UnservableError` for a model of other item vectors for every user."""
     asked.need_rows("item_vectors")
-    # The table is the same for any history.
-    nothing, vocab = np.full((asked.parts, 1), PAD, np.int32), asked.examples.vocab
-    with _artifact(asked, "item_vectors", asked.about) as writer, asked.on_mesh():
-        table = jax.jit(lambda params, *inputs: encode(asked.model, params, batch_of(*inputs))[1])(
-            asked.params, nothing, *(nothing, nothing[:, 0])[: len(TIMES[asked.times])]
-        )
-        if table.ndim != 2:
-            raise UnservableError(
-                "item vectors of this model depend on who asks and when", mend="infer recommendations"
-            )
-        last = FIRST_ITEM + vocab.num_items
+    table, last = item_table(asked), FIRST_ITEM + asked.examples.vocab.num_items
+    with _artifact(asked, "item_vectors", asked.about) as writer:
         for start in range(FIRST_ITEM, last, _ITEM_BLOCK):
             end = min(start + _ITEM_BLOCK, last)
             writer.append("rows", np.arange(start, end, dtype=np.int32))
             writer.append("vectors", np.asarray(table[start:end], np.float32))
+
+
+def item_table(asked: Inference) -> jax.Array:
+    """The table [v, d] that queries are scored against; raises `UnservableError` where it is another for every user."""
+    # The same for any history.
+    nothing = np.full((asked.parts, 1), PAD, np.int32)
+    with asked.on_mesh():
+        table = jax.jit(lambda params, *inputs: encode(asked.model, params, batch_of(*inputs))[1])(
+            asked.params, nothing, *(nothing, nothing[:, 0])[: len(TIMES[asked.times])]
+        )
+    if table.ndim != 2:
+        raise UnservableError("item vectors of this model depend on who asks and when", mend="infer recommendations")
+    return table
 
 
 def teacher_rankings(asked: Inference) -> None:
@@ -105,21 +109,31 @@ def _artifact(asked: Inference, kind: str, about: dict[str, Any]) -> Any:
 def _write_users(
     asked: Inference, kind: str, names: Sequence[str], run: Callable[..., Any], *, about: dict[str, Any] | None = None
 ) -> None:
-    """What `run` gives for every user, under these names; `batch_size` is rounded up to what the mesh can divide."""
-    examples, slots = asked.examples, asked.history_length
-    if (prompts := asked.prompts) is not None:
-        held = HeldExamples(examples.path, examples.manifest, None, 0)
-        examples = held.through(asked.split, lambda records: prompts.spell(records, asked.history_length))
-        slots = prompts.slots(asked.history_length)
-    size = -(-asked.batch_size // asked.parts) * asked.parts
+    """What `run` gives for every user of the split, under these names."""
     about = {**asked.about, "split": asked.split, "history_length": asked.history_length, **(about or {})}
-    with _artifact(asked, kind, about) as writer, asked.on_mesh():
-        batches = eval_batches(examples, asked.split, batch_size=size, history_length=slots, times=asked.times)
-        results = _results(jax.jit(run), asked.params, batches, asked.mesh, asked.exclude_seen, TIMES[asked.times])
-        for users, arrays in results:
+    with _artifact(asked, kind, about) as writer:
+        for users, arrays in results_of_users(asked, run, split=asked.split):
             writer.append("user_index", users)
             for name, array in zip(names, arrays, strict=True):
                 writer.append(name, array)
+
+
+def results_of_users(
+    asked: Inference, run: Callable[..., Any], *, split: str
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """User numbers [b], and what `run(params, prompt, seen, *times)` gives for them, batch by batch.
+
+    `batch_size` is rounded up to what the mesh can divide.
+    """
+    examples, slots = asked.examples, asked.history_length
+    if (prompts := asked.prompts) is not None:
+        held = HeldExamples(examples.path, examples.manifest, None, 0)
+        examples = held.through(split, lambda records: prompts.spell(records, asked.history_length))
+        slots = prompts.slots(asked.history_length)
+    size = -(-asked.batch_size // asked.parts) * asked.parts
+    with asked.on_mesh():
+        batches = eval_batches(examples, split, batch_size=size, history_length=slots, times=asked.times)
+        yield from _results(jax.jit(run), asked.params, batches, asked.mesh, asked.exclude_seen, TIMES[asked.times])
 
 
 def _results(

@@ -72,6 +72,18 @@ def rated_events(task: Rated | Stars, log: Log, period: int) -> Iterator[tuple[i
 
 def watch_next(task: WatchNext, log: Log) -> Questions:
     """Questions about the next item and drawn ones."""
+    candidates = next_items(task, log)
+
+    def questions(period: int) -> Iterator[Asked]:
+        for user, event, items in candidates(period):
+            asked = [{"item": log.texts[item]} for item in items]
+            yield Asked(user, int(log.before[event]), asked, [1, *[0] * (len(items) - 1)])
+
+    return questions
+
+
+def next_items(task: WatchNext, log: Log) -> Callable[[int], Iterator[tuple[int, int, list[int]]]]:
+    """Of a period: users, events and the items asked about, that of the event first."""
     counts = np.bincount(log.item[log.period == TRAIN], minlength=len(log.texts)).astype(np.float64)
     weights = counts if task.draw == "popular" else np.ones(len(log.texts))
     cumulative = np.cumsum(weights)
@@ -83,21 +95,19 @@ def watch_next(task: WatchNext, log: Log) -> Questions:
         found = np.searchsorted(cumulative, draws, side="right").tolist()
         return [item for item in dict.fromkeys(found) if item not in known][:count]
 
-    def ask(user: int, event: int, known: set[int], count: int) -> Asked:
-        items = [int(log.item[event]), *drawn(event, known, count)]
-        questions = [{"item": log.texts[item]} for item in items]
-        return Asked(user, int(log.before[event]), questions, [1, *[0] * (len(items) - 1)])
-
-    def questions(period: int) -> Iterator[Asked]:
+    def candidates(period: int) -> Iterator[tuple[int, int, list[int]]]:
         for user, events in _users(task, log, period):
             known = log.item[log.offsets[user] : log.offsets[user + 1]]
             if period == TRAIN:
-                picked = set(log.item[log.of_period(user, TRAIN)].tolist())
-                yield from (ask(user, event, picked, task.negatives) for event in _chosen(task, events))
+                asked, count = _chosen(task, events), task.negatives
+                known = log.item[log.of_period(user, TRAIN)]
             else:
-                yield ask(user, int(events[0]), set(known.tolist()), task.candidates - 1)
+                asked, count = [int(events[0])], task.candidates - 1
+            not_drawn = set(known.tolist())
+            for event in asked:
+                yield user, event, [int(log.item[event]), *drawn(event, not_drawn, count)]
 
-    return questions
+    return candidates
 
 
 def genre_affinity(task: GenreAffinity, log: Log) -> Questions:

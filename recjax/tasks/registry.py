@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from recjax.tasks.asked_next import AskedNext
 from recjax.tasks.asked_rows import AskedRows
 from recjax.tasks.documents import Documents
 from recjax.tasks.impressions import Impressions
@@ -18,6 +19,7 @@ KINDS: dict[str, type[Task]] = {
     "documents": Documents,
     "impressions": Impressions,
     "asked": AskedRows,
+    "asked_next": AskedNext,
     "requests": Requests,
     "conversations": Conversations,
     "instructions": Instructions,
