@@ -100,6 +100,7 @@ def cut_by_user(log: Log, into: Path, runner: Runner) -> list[Path]:
     They are as `DataDir.load` would give these users' interactions.
     """
     import apache_beam as beam
+    from apache_beam.pvalue import AsSingleton
 
     parts = -(-log.rows // PART_ROWS)
     with runner.pipeline() as pipeline:
@@ -112,7 +113,7 @@ def cut_by_user(log: Log, into: Path, runner: Runner) -> list[Path]:
         )
         _ = (
             pieces
-            | "Cut" >> beam.FlatMap(_cut, log, beam.pvalue.AsSingleton(bounds))
+            | "Cut" >> beam.FlatMap(_cut, log, AsSingleton(bounds))
             | beam.GroupByKey()
             | "Write" >> beam.Map(_write, into)
         )
