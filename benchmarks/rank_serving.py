@@ -47,6 +47,7 @@ from recjax.core.flags import Flags, recipe_files
 from recjax.data.examples import Examples
 from recjax.data.requests_log import requests_of
 from recjax.export_rank import export_ranker_run
+from recjax.list import main_stage, read_header
 from recjax.prepare import ensure_prepared
 from recjax.recipe import Assembly
 from recjax.serve.rank_bundle import RankBundle
@@ -61,8 +62,10 @@ HEADER = ("recipe", "candidates", *INSIDE, "http p50", "http p99", "processor")
 
 
 def bundle_of(name: str, folder: Path) -> tuple[Path, list[dict[str, Any]], list[Any]]:
-    """A bundle of the last stage of a recipe, contexts to ask with, and the ids of items."""
-    recipe, _ = command.load(Flags(gin_files=(str(recipe_files(name)[-1]),)))
+    """A bundle of the main stage of a recipe, contexts to ask with, and the ids of items."""
+    stages = {path.stem: path for path in recipe_files(name)}
+    main = stages[main_stage({stem: read_header(path) for stem, path in stages.items()})]
+    recipe, _ = command.load(Flags(gin_files=(str(main),)))
     [examples] = ensure_prepared(recipe.mixture)
     assembly = Assembly(recipe, [examples])
     path = export_ranker_run(assembly, assembly.init_state().params, folder / name, name=name, recipe=name)

@@ -10,10 +10,11 @@ A recipe begins with a block of comments; the listing is read from there, so tha
     # expected: recall@10 0.25
     # measured:
 
-A stage of several may add its part in the experiment, `role:` "arm" (compared with the other arms) or "teacher" (only
-feeds later stages), `against:`, the arm that it is compared with if that is not the first, and `infer:`, the kinds of
-artifact that `recjax run` writes when it is done. A field goes on until the next one; text before the first field
-belongs to none. Neither gin nor jax is needed.
+A stage of several may add its part in the experiment, `role:` "arm" (compared with the other arms), "main" (the arm
+that is the system: the bundle and the head of the report are its) or "teacher" (only feeds later stages); `against:`,
+the arm that it is compared with if that is not the first; and `infer:`, the kinds of artifact that `recjax run` writes
+when it is done. Where no stage is "main", the last one that is no teacher is. A field goes on until the next one; text
+before the first field belongs to none. Neither gin nor jax is needed.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recjax import cli
 from recjax.core.errors import ConfigError
 from recjax.core.flags import all_recipe_files, config_root, recipe_files
 
-ROLES = ("", "arm", "teacher")
-_COLUMNS = ("recipe", "stage", "paper", "data", "cost", "expected", "measured")
+ROLES = ("", "arm", "main", "teacher")
+_COLUMNS = ("recipe", "stage", "role", "paper", "data", "cost", "expected", "measured")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,11 @@ class Header:
     role: str = ""
     infer: str = ""
     against: str = ""
+
+    @property
+    def compared(self) -> bool:
+        """Whether the stage is an arm of an experiment."""
+        return self.role in ("arm", "main")
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Header))
@@ -72,19 +78,30 @@ def read_header(path: Path) -> Header:
         current.append(line.lstrip("#").strip())
     header = Header(**{name: " ".join(filter(None, text)) for name, text in fields.items()})
     if header.role not in ROLES:
-        raise ConfigError(f"a stage cannot be {header.role!r}", where=f"{path}: role", expected="arm or teacher")
+        raise ConfigError(f"a stage cannot be {header.role!r}", where=f"{path}: role", expected="arm, main or teacher")
     return header
 
 
+def main_stage(headers: Mapping[str, Header]) -> str:
+    """The stage that is the system, of the headers of some stages in order; raises `ConfigError` when two say so."""
+    if len(mains := [name for name, header in headers.items() if header.role == "main"]) > 1:
+        raise ConfigError("a recipe has one main stage", where=", ".join(mains), mend="role: arm in all others")
+    learners = [name for name, header in headers.items() if header.role != "teacher"]
+    return [*headers, *learners, *mains][-1]
+
+
 def listing(files: Sequence[Path]) -> list[dict[str, str]]:
-    """One row per stage: recipe, stage, file and the fields of its header."""
+    """One row per stage: recipe, stage, file and the fields of its header; the role of its recipe's main stage is that."""
     root = config_root().parent
+    recipes = {path.parent: recipe_files(path.parent.name, path.parents[2]) for path in files}
+    mains = {folder / main_stage({p.stem: read_header(p) for p in stages}) for folder, stages in recipes.items()}
     return [
         {
             "recipe": path.parent.name,
             "stage": path.stem,
             "file": path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path),
             **dataclasses.asdict(read_header(path)),
+            **({"role": "main"} if path.with_suffix("") in mains else {}),
         }
         for path in files
     ]

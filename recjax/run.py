@@ -7,8 +7,8 @@
     <workdir>/seed<k>/<stage>/artifacts/<kind>/  what the stage's header asks to infer
 
 Stages run in order; a later one finds what the earlier ones left under the macro STAGES, the folder of its seed, which
-is set for every stage that uses it. Stages whose role is "arm" are compared with each other. The bundle and the tables
-beside the baselines are those of the last stage that is no teacher.
+is set for every stage that uses it. Stages whose role is "arm" or "main" are compared with each other. The bundle, the
+head of the report and the tables beside the baselines are those of the main stage (`list.main_stage`).
 
 A recipe that is a study (`configs/study/`) is handed to `recjax study`. Started again, a run goes on where it was.
 Nothing here knows a model or a loss: it calls the other verbs.
@@ -44,7 +44,7 @@ from recjax.evaluate import evaluate_run, show
 from recjax.export import export_run
 from recjax.infer import infer_run
 from recjax.launch import cluster
-from recjax.list import Header, read_header
+from recjax.list import Header, main_stage, read_header
 from recjax.prepare import ensure_prepared
 from recjax.recipe import Assembly, Recipe
 from recjax.report import Report, write_report
@@ -112,14 +112,14 @@ def run(
     cache: Path | None,
     words: Sequence[str],
 ) -> tuple[Path, list[Stage]] | None:
-    """Run the stages in `files` for every seed; the report and the last stage of each seed.
+    """Run the stages in `files` for every seed; the report and the main stage of each seed.
 
     `flags` carries what is read after each stage's own file: further gin files and bindings. None when a stage was
     told to stop: started again, it goes on. What cannot be configured is refused before anything is trained.
     """
     stages: list[Stage] = []
+    main_stage({file.stem: read_header(file) for file in files})
     for file in files:
-        read_header(file)
         _recipe(file, files, flags, workdir / f"seed{seeds[0]}", seeds[0])
     for seed in seeds:
         for file in files:
@@ -134,29 +134,29 @@ def run(
             where=f"{workdir}, where the stages and their artifacts are whole",
             mend="recjax train and recjax infer are the verbs for a stage on its own",
         )
-    main = [s.name for s in ranked if s.header.role != "teacher"][-1:] or [ranked[-1].name]
-    last = [stage for stage in stages if stage.name == main[0]]
+    name = main_stage({stage.name: stage.header for stage in ranked})
+    main = [stage for stage in stages if stage.name == name]
     metrics, *others = (
-        mean_of_seeds([stage.results[task].metrics() for stage in last], [stage.seed for stage in last])
-        for task in last[0].results
+        mean_of_seeds([stage.results[task].metrics() for stage in main], [stage.seed for stage in main])
+        for task in main[0].results
     )
     metrics["tasks"] = others
     metrics["arms"] = [compare_arms(group) for group in groups(_arms(stages)) if len(group) > 1]
     facts = {"machine": environment()}
     if cluster.is_lead():
         write_json(workdir / METRICS, metrics)
-        facts |= _export(load(last[0].recipe, last[0].workdir, cache=cache), workdir / "bundle")
+        facts |= _export(load(main[0].recipe, main[0].workdir, cache=cache), workdir / "bundle")
     report = Report(
-        name=last[0].recipe.name,
+        name=main[0].recipe.name,
         command=shlex.join(words),
         metrics=metrics,
-        header=dataclasses.asdict(last[0].header),
+        header=dataclasses.asdict(main[0].header),
         facts=facts,
-        curve=read_metrics(last[0].workdir / "metrics.jsonl"),
+        curve=read_metrics(main[0].workdir / "metrics.jsonl"),
         stages=[stage.row() for stage in stages],
         curves=curves_tables(_records(stages)),
     )
-    return write_report(workdir, report), last
+    return write_report(workdir, report), main
 
 
 def _adapters(workdir: Path) -> dict[str, str]:
@@ -203,7 +203,7 @@ def _stage(
         workdir=place,
         outcome=outcome,
         results=results,
-        targets_seen=_targets_seen(recipe, cache) if header.role == "arm" and isinstance(recipe.feed, Feed) else None,
+        targets_seen=_targets_seen(recipe, cache) if header.compared and isinstance(recipe.feed, Feed) else None,
     )
 
 
@@ -248,7 +248,7 @@ def _macros(file: Path, search_paths: Sequence[str]) -> set[str]:
 
 def _arms(stages: Sequence[Stage]) -> list[Arm]:
     """The arms of an experiment in order, each with all its seeds and once for every task it was evaluated on."""
-    names = list(dict.fromkeys(stage.name for stage in stages if stage.header.role == "arm"))
+    names = list(dict.fromkeys(stage.name for stage in stages if stage.header.compared))
     found = []
     for name in names:
         mine = [stage for stage in stages if stage.name == name]
@@ -359,15 +359,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _show(report: Path, last: Sequence[Stage], workdir: Path, cache: Path | None) -> None:
+def _show(report: Path, main: Sequence[Stage], workdir: Path, cache: Path | None) -> None:
     """Print the tables of the report, and what the bundle recommends to a few users."""
     if cluster.is_lead():
         metrics = json.loads((workdir / METRICS).read_text(encoding="utf-8"))
         for part in (metrics, *metrics["tasks"]):
             show([systems_table(part), differences_table(part)])
         show([*map(arms_table, metrics["arms"])])
-        [examples, *_] = ensure_prepared(last[0].recipe.mixture, cache)
-        for sample in last[0].result.samples[: (workdir / "bundle").is_dir()]:
+        [examples, *_] = ensure_prepared(main[0].recipe.mixture, cache)
+        for sample in main[0].result.samples[: (workdir / "bundle").is_dir()]:
             print("\n".join(recommend_to_someone(Bundle(workdir / "bundle"), examples, sample["user_index"])))
         print(f"\n{report}")
 

@@ -13,7 +13,7 @@ from recjax import cli, run
 from recjax.arms import Arm, arms_hard_table, arms_table, compare_arms, groups
 from recjax.core.errors import ConfigError
 from recjax.core.flags import Flags
-from recjax.list import read_header
+from recjax.list import Header, main_stage, read_header
 from recjax.metrics.topk import per_user
 from recjax.results import Result, System
 from recjax.slices import Group, Task
@@ -142,13 +142,13 @@ def finished(tiny_gin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = []
     for name, role, infer, more in (
         ("1_teacher", "teacher", "item_vectors, recommendations", ""),
-        ("2_same", "arm", "", WARM),
+        ("2_same", "main", "", WARM),
         ("3_more", "arm", "", "TRAIN_STEPS = 6\n"),
     ):
         files.append(folder / f"{name}.gin")
         files[-1].write_text(STAGE.format(title=name, role=role, infer=infer, tiny=tiny_gin) + more)
     found = run.run(files, Flags(), folder / "run", seeds=[0], cache=None, words=["recjax", "run"])
-    assert found is not None and {stage.name for stage in found[1]} == {"3_more"}
+    assert found is not None and {stage.name for stage in found[1]} == {"2_same"}
     return folder / "run"
 
 
@@ -170,6 +170,25 @@ def test_a_run_compares_its_arms_and_leaves_what_headers_ask_for(finished: Path)
     assert set(group["arms"]["3_more"]["per_seed"]) == {"0"}
     report = (finished / "report.md").read_text()
     assert "The arms side by side" in report and "3_more" in report
+
+
+def test_the_main_stage_has_the_bundle_and_the_head_of_the_report(finished: Path) -> None:
+    tested = json.loads((finished / "seed0" / "2_same" / "test" / "metrics.json").read_text())["rows"]["model"]
+    assert json.loads((finished / "metrics.json").read_text())["rows"]["model"] == tested
+    assert (finished / "report.md").read_text().startswith("# two: 2_same\n")
+    manifest = json.loads((finished / "bundle" / "manifest.json").read_text())
+    assert Path(manifest["checkpoint"]).is_relative_to(finished / "seed0" / "2_same") and manifest["step"] == 0
+
+
+def test_without_a_main_stage_the_last_that_is_no_teacher_is_it() -> None:
+    def found(*roles: str) -> str:
+        return main_stage({str(i): Header(role=role) for i, role in enumerate(roles)})
+
+    assert found("arm", "main", "arm") == "1"
+    assert found("arm", "", "teacher") == "1"
+    assert found("teacher", "teacher") == "1"
+    with pytest.raises(ConfigError, match="one main stage"):
+        found("main", "arm", "main")
 
 
 def test_a_role_nobody_knows_is_an_error(tmp_path: Path) -> None:

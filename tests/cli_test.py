@@ -36,7 +36,7 @@ def recjax(*argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         (["--help"], 0, "usage: recjax VERB"),
         ([], 0, "usage: recjax VERB"),
         (["--version"], 0, __version__),
-        (["list"], 0, "recipe\tstage\tpaper"),
+        (["list"], 0, "recipe\tstage\trole\tpaper"),
         (["list", "--help"], 0, "usage: recjax list"),
         (["tarin"], 2, "did you mean train?"),
         (["list", "nosuchrecipe"], 2, "no recipe nosuchrecipe"),
@@ -158,14 +158,17 @@ def test_the_listing_has_every_stage_and_its_header(capsys: pytest.CaptureFixtur
     assert listing.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(rows) and all(line.count("\t") == lines[0].count("\t") for line in lines)
+    mains = [(row["recipe"], row["stage"]) for row in rows if row["role"] == "main"]
+    assert [name for name, _ in mains] == sorted({row["recipe"] for row in rows})
+    assert {("ecdctr", "12_full"), ("quickstart", "3_joint"), ("sasrec", "1_train")} <= set(mains)
     for row in rows:
         assert row["title"] and row["paper"] and row["data"] and row["command"], row["file"]
 
 
 def test_a_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        dict.fromkeys(("recipe", "stage", "paper", "data", "cost", "expected", "measured"), "x") | {"recipe": "alpha"},
-        dict.fromkeys(("recipe", "stage", "paper", "data", "cost", "expected", "measured"), "y") | {"recipe": "alpha"},
+        dict.fromkeys(listing._COLUMNS, "x") | {"recipe": "alpha"},
+        dict.fromkeys(listing._COLUMNS, "y") | {"recipe": "alpha"},
     ]
     monkeypatch.setenv("COLUMNS", "120")
     listing._print_table(rows)

@@ -19,6 +19,7 @@ from recjax.core.warm_start import WarmStart
 from recjax.data.examples import Examples
 from recjax.data.field_tables import FieldTables
 from recjax.data.rows_feed import RowReader
+from recjax.list import read_header
 from recjax.recipe import Assembly, Recipe
 from recjax.tasks.cache import place_of
 from recjax.tasks.impressions import Impressions
@@ -114,6 +115,6 @@ def test_the_calendar_reads_nothing_from_its_future() -> None:
         start = recipe.warm_start
         if start is not None and "tpm" not in file.stem:
             assert start.earlier and windows[start.stage][1] <= task.window[0]
-        if "role: arm" in file.read_text():
+        if read_header(file).compared:
             arms.add((task.cuts, task.only or task.held_out))
     assert arms == {((0.85, 0.875), "domain == site1")}
