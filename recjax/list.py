@@ -91,7 +91,7 @@ def main_stage(headers: Mapping[str, Header]) -> str:
 
 
 def listing(files: Sequence[Path]) -> list[dict[str, str]]:
-    """One row per stage: recipe, stage, file and the fields of its header; the role of its recipe's main stage is that."""
+    """One row per stage: recipe, stage, file, and the fields of its header; the system of a recipe is its "main"."""
     root = config_root().parent
     recipes = {path.parent: recipe_files(path.parent.name, path.parents[2]) for path in files}
     mains = {folder / main_stage({p.stem: read_header(p) for p in stages}) for folder, stages in recipes.items()}
