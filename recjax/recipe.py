@@ -363,12 +363,14 @@ class Assembly:
     def const(self) -> dict[str, Any]:
         """The facts about the examples that objectives may ask for (see `losses.objective`).
 
-        On devices that are only described, their shapes.
+        The rows of texts, which come last and are never predicted, are left out where the table is not split by rows:
+        no loss scores against them. On devices that are only described, the shapes.
         """
         count = np.stack([e.item_count for e in self.examples]).sum(axis=0, dtype=np.float32)
         valid, num_items = self.vocab.valid, self.vocab.num_items
         if self.tokens is not None:
-            count, valid, num_items = self.tokens.counts(count), self.tokens.valid, sum(self.tokens.sizes)
+            rows = self.num_rows if self.mesh.size_of("items") > 1 else self.tokens.text_start
+            count, valid, num_items = self.tokens.counts(count)[:rows], self.tokens.valid[:rows], sum(self.tokens.sizes)
         trained = valid & (count > 0)
         const: dict[str, Any] = {
             "item_count": self.mesh.put(count, ("items",)),

@@ -70,7 +70,7 @@ def catalogue_softmax(
     table: Float[Array, "v d"],
     targets: Int[Array, "b *l"],
     weight: Float[Array, "b *l"],
-    valid: Bool[Array, "v"],
+    valid: Bool[Array, "w"],
     *,
     z_loss: float = 0.0,
     method: Method = "auto",
@@ -79,9 +79,10 @@ def catalogue_softmax(
     """Weighted sum of `logsumexp - target logit + z_loss * logsumexp^2`, and the same without the last term.
 
     Only the first result has a gradient, with respect to `hidden` and `table`. Matrix products are in the dtype of
-    `hidden`, everything else is in float32. A position of weight 0 may have any target.
+    `hidden`, everything else is in float32. A position of weight 0 may have any target. `valid` may be shorter than a
+    table that is not split by rows: the rows beyond it are not valid, and are not looked at.
     """
-    mesh = active()
+    mesh, table = active(), table[: valid.shape[0]]
     parts = 1 if mesh is None else mesh.size_of("items")
     if method == "auto":
         method = "positions" if table.shape[0] // parts <= MOST_ROWS_BY_POSITIONS else "items"

@@ -72,6 +72,19 @@ def test_value_and_gradient_equal_the_dense_ones(method: str, chunk: int | None,
 
 
 @pytest.mark.parametrize(("method", "chunk"), CUTS[:2])
+def test_rows_that_come_after_those_that_can_be_valid_are_not_looked_at(method: str, chunk: int) -> None:
+    hidden, table, targets, weight = _inputs()
+    longer = jnp.concatenate([table, jnp.full((100, table.shape[1]), jnp.nan)])
+
+    def ours(h, e):
+        return catalogue_softmax(h, e, targets, weight, VALID, z_loss=1e-2, method=method, chunk=chunk)[0]
+
+    got, want = (jax.value_and_grad(ours, (0, 1))(hidden, e) for e in (longer, table))
+    assert got[0] == want[0] and (got[1][0] == want[1][0]).all()
+    np.testing.assert_array_equal(got[1][1], jnp.pad(want[1][1], ((0, 100), (0, 0))))
+
+
+@pytest.mark.parametrize(("method", "chunk"), CUTS[:2])
 def test_large_logits_do_not_overflow(method: str, chunk: int) -> None:
     hidden, table, targets, weight = _inputs(scale=40.0)
 
