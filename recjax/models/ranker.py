@@ -24,11 +24,12 @@ from recjax.core.module import SEEN, Functional, Module, Params, Rngs, param
 from recjax.core.state import by_path, from_paths
 from recjax.nn.by_domain import ByDomain, DomainGate
 from recjax.nn.dense import DomainAdapters, Pass, adapt, round_factors
+from recjax.nn.domain_norm import DomainNorm
 from recjax.nn.experts import Mmoe, Ple
 from recjax.nn.field_vectors import FieldConfig, FieldShape, FieldVectors
 from recjax.nn.interaction import Interaction, Linear
 from recjax.nn.past_vectors import KNOWN
-from recjax.nn.tower import TowerConfig, moved, name_batch_norms
+from recjax.nn.tower import TowerConfig, moved, name_norms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,11 +98,13 @@ class Ranker(Module):
                 round_factors(part)
         mixes, flat = adapters is not None and adapters.mixed, self.fields.shape.flat
         self.gate = DomainGate(flat, adapters.domains, rngs=rngs) if adapters and mixes else None
+        normal = adapters is not None and adapters.normalise
+        self.domain_norm = DomainNorm(flat, adapters.domains, rngs=rngs) if adapters and normal else None
         self.reads_domain = adapters is not None or isinstance(experts, ByDomain)
         for head in self.auxiliary:  # the last to be drawn: whatever is beside them, the others are the same
             teacher = getattr(self, f"head_{head.beside}")
             setattr(self, f"head_{head.name}", self._make(head, self.trunk if head.tower else teacher.width, rngs))
-        name_batch_norms(self)
+        name_norms(self)
 
     def _make(self, head: Head, width: int, rngs: Rngs) -> HeadLayers:
         """A head that reads what the interaction made has the output layer that goes with it."""
@@ -119,6 +122,7 @@ class Ranker(Module):
         inputs = self.fields(batch, self.table[...], call.part(0))
         if self.gate is not None:
             call = call._replace(domain=self.gate(inputs.flat(), call))
+        inputs = self.domain_norm.of_inputs(inputs, call) if self.domain_norm is not None else inputs
         crossed = self.interaction(inputs, call.part(1))
         trunk, offset, made, out = crossed.hidden, crossed.offset, {}, {}
         mixed = self.experts(trunk, call.part(2)) if self.experts else None
@@ -155,7 +159,7 @@ class Ranker(Module):
         return {"table": jnp.concatenate([vectors, table[:, start.shape[1] :]], axis=1)}
 
     def maintain(self, seen: Mapping[str, Any], key: Key[Array, ""]) -> dict[str, jax.Array]:
-        """Running moments of batch norms."""
+        """Running moments of norms."""
         return moved(self, seen)
 
     def token_flops(self, length: int) -> TokenFlops:

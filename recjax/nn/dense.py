@@ -34,6 +34,12 @@ _FRESH = {
     "adapter_matrix": nnx.initializers.zeros,
     "adapter_factor": nnx.initializers.ones,
     "adapter_bias": nnx.initializers.zeros,
+    # of a norm by domain (`nn.domain_norm`)
+    "adapter_mean": nnx.initializers.zeros,
+    "adapter_variance": nnx.initializers.ones,
+    "adapter_batches": nnx.initializers.zeros,
+    "adapter_scale": nnx.initializers.ones,
+    "adapter_shift": nnx.initializers.zeros,
 }
 
 
@@ -68,7 +74,7 @@ class DomainAdapters:
     `form` "low_rank" adds (x A_d) B_d + c_d; the rank of a layer of o outputs is max(1, o // `rank_divisor`), as in the
     published code of MLoRA, or `rank`. "full" adds x D_d + c_d, which on a frozen backbone is what fine-tuning a whole
     network for each domain adds. "star" multiplies W by S_d, entry by entry, and adds c_d (STAR, Sheng et al. 2021,
-    arXiv 2101.11427, without its normalisation by domain).
+    arXiv 2101.11427). With `normalise` what the interaction reads is normalised by domain before (`nn.domain_norm`).
 
     With `mixed` a gate that reads the fields mixes the adapters of all domains, its own one foremost at first
     (MoE-MLoRA: `nn.by_domain.DomainGate`).
@@ -79,6 +85,7 @@ class DomainAdapters:
     rank: int | None = None
     rank_divisor: int = 16
     mixed: bool = False
+    normalise: bool = False
 
     def __post_init__(self) -> None:
         if self.form not in ("low_rank", "full", "star"):
@@ -201,8 +208,10 @@ def merged(params: Params, domain: int) -> Params:
     """The parameters of the backbone that answers as `domain` does: W + A_d B_d and b + c_d, without adapters (or
     W + D_d, or W S_d).
 
-    Raises `ConfigError` where there is no such domain, or a layer without bias would need one.
+    Raises `ConfigError` where there is no such domain, a layer without bias would need one, or a norm is by domain.
     """
+    if "adapter_mean" in params:
+        raise ConfigError("a norm by domain cannot be merged into a backbone that has none")
     out = {k: merged(dict(v), domain) if isinstance(v, Mapping) else v for k, v in params.items() if k not in _FRESH}
     if "adapter_bias" in params:
         shift = params["adapter_bias"]

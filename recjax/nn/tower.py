@@ -33,7 +33,18 @@ ACTIVATIONS = {
 _EPSILON = 1e-5
 
 
-class BatchNorm(Module):
+class Running(Module):
+    """A norm with running moments; `path` is where in the model it is."""
+
+    path = ""
+
+    def moved(self, seen: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The running moments, by path, after a step whose micro-batches have `seen` [n, ...] these; nothing where
+        they have not met this norm."""
+        raise NotImplementedError
+
+
+class BatchNorm(Running):
     """(x - mean) / sd over all but the last dimension, times `scale` plus `bias` where it is `affine`.
 
     (Ioffe and Szegedy 2015.) Running moments are those of the first batch, then means of all batches, and move by
@@ -41,8 +52,6 @@ class BatchNorm(Module):
     always moved by `momentum` would stay near a variance of 1 for hundreds of batches where activations are small. The
     variance among them is the unbiased one.
     """
-
-    path = ""
 
     def __init__(
         self, width: int, *, affine: bool = True, epsilon: float = _EPSILON, momentum: float = 0.1, rngs: Rngs
@@ -68,24 +77,30 @@ class BatchNorm(Module):
         y = (rows - mean[None]) * factor[None]
         return (y if self.bias is None else y + self.bias[...][None]).reshape(x.shape)
 
+    def moved(self, seen: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """See `Running`."""
+        if f"{self.path}/mean" not in seen:
+            return {}
+        batches = self.batches[...] + 1
+        share, values = jnp.maximum(self.momentum, 1 / batches), {f"{self.path}/batches": batches}
+        for name in ("mean", "variance"):
+            path = f"{self.path}/{name}"
+            values[path] = (1 - share) * getattr(self, name)[...] + share * seen[path].mean(0)
+        return values
 
-def name_batch_norms(module: Module) -> None:
-    """Tell every batch norm of a model where in it it is."""
+
+def name_norms(module: Module) -> None:
+    """Tell every norm with running moments where in the model it is."""
     for path, node in nnx.iter_graph(module):
-        if isinstance(node, BatchNorm):
+        if isinstance(node, Running):
             node.path = "/".join(map(str, path))
 
 
 def moved(module: Module, seen: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """The running moments, by path, after a step whose micro-batches have `seen` [n, ...] these."""
+    """The running moments of all norms of a model, by path, after a step whose micro-batches have `seen` these."""
     values: dict[str, jax.Array] = {}
     for _, node in nnx.iter_graph(module):
-        if isinstance(node, BatchNorm) and f"{node.path}/mean" in seen:
-            batches = values[f"{node.path}/batches"] = node.batches[...] + 1
-            share = jnp.maximum(node.momentum, 1 / batches)
-            for name in ("mean", "variance"):
-                path = f"{node.path}/{name}"
-                values[path] = (1 - share) * getattr(node, name)[...] + share * seen[path].mean(0)
+        values |= node.moved(seen) if isinstance(node, Running) else {}
     return values
 
 

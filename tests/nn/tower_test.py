@@ -11,7 +11,7 @@ import pytest
 
 from recjax.core.module import Functional, Module, Params, Rngs
 from recjax.nn.dense import DomainAdapters, Pass, adapt
-from recjax.nn.tower import Deep, TowerConfig, moved, name_batch_norms
+from recjax.nn.tower import Deep, TowerConfig, moved, name_norms
 
 B, INPUTS = 16, 3
 
@@ -21,7 +21,7 @@ class Model(Module):
         self.tower = config.make(INPUTS, rngs=rngs)
         if adapted:
             adapt(self, DomainAdapters(domains=2), rngs)
-        name_batch_norms(self)
+        name_norms(self)
 
     def __call__(self, batch: dict[str, jax.Array], train: bool = False) -> dict[str, jax.Array]:
         call = Pass(train, jax.random.key(0), batch.get("domain"), {})
