@@ -43,7 +43,8 @@ class RankerEvaluation:
     """How to evaluate.
 
     `head` is the head whose metrics have plain names (none named: the first); runs are compared by its `main`. Rows are
-    told apart by how many training rows their user and their item have: up to each number of `known`, and more. The
+    told apart by how many training rows their user and their item have: up to each number of `known`, and more; where
+    the task names a text, by its characters: up to each of `lengths`, and more. The
     baselines are rates of training, those of an item or user with `prior` rows of the overall rate added. `max_rows`
     evaluates a fixed sample, drawn by `seed` (None: all). `value_form` says what the outputs of heads of numbers stand
     for (`losses.binary_heads.ValueHead`). Intervals are from `bootstrap_samples` resamples of users.
@@ -52,6 +53,7 @@ class RankerEvaluation:
     batch_size: int = 4096
     head: str = ""
     known: Sequence[int] = (0, 10, 100)
+    lengths: Sequence[int] = (3, 7)
     baselines: Sequence[str] = BASELINES
     prior: float = 10.0
     max_rows: int | None = None
@@ -64,13 +66,15 @@ class RankerEvaluation:
     metrics: ClassVar[tuple[str, ...]] = METRICS
 
     def __post_init__(self) -> None:
-        for name in ("known", "baselines"):
+        for name in ("known", "lengths", "baselines"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("batch_size", "bootstrap_samples", "max_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"RankerEvaluation.{name} = {getattr(self, name)}", expected="at least 1")
         if not self.known or list(self.known) != sorted(set(self.known)) or self.known[0] < 0:
             raise ConfigError(f"RankerEvaluation.known = {self.known}", expected="rising numbers of rows")
+        if not self.lengths or [0, *self.lengths] != sorted({0, *self.lengths}):
+            raise ConfigError(f"RankerEvaluation.lengths = {self.lengths}", expected="rising numbers above 0")
         if wrong := set(self.baselines) - set(BASELINES):
             raise ConfigError(f"no baseline {', '.join(sorted(wrong))}", expected=", ".join(BASELINES))
         if self.main not in METRICS:
@@ -197,7 +201,8 @@ class RankerEvaluator:
         )
 
     def _groups(self, logits: Mapping[str, Logits], train: RowReader) -> dict[str, Task]:
-        """By domain, by what is known of the user and the item, and by tenths of the prediction."""
+        """By domain, by what is known of the user and the item, by the length of a text, by time, and by tenths of the
+        prediction."""
         found: dict[str, Task] = {}
         if self.rows.domain is not None:
             names = [*self.examples.manifest["domains"], "other domains"]
@@ -213,6 +218,13 @@ class RankerEvaluator:
             counts = np.bincount(trained, minlength=int(asked.max(initial=0)) + 1)[asked]
             about = f"By how many training rows the {what} of a row has; each metric over these rows alone"
             found[f"known_{what}s"] = grouped(self.rows, logits, np.searchsorted(bounds, counts), names, about)
+        if "length" in {field.name for field in self.examples.schema(self.split)}:
+            length, bounds = self.reader.column("length"), self.config.lengths
+            lows = [1, *(bound + 1 for bound in bounds)]
+            names = [f"{low} to {high} characters" for low, high in zip(lows, bounds, strict=False)]
+            about = "By the characters of the text that a row is asked by; each metric over these rows alone"
+            number = np.where(length > 0, np.searchsorted(bounds, length), -1)
+            found["lengths"] = grouped(self.rows, logits, number, [*names, f"above {bounds[-1]} characters"], about)
         if self.examples.manifest["times"]:
             time = self.reader.column("time").astype(np.float64)
             quarter = deciles(time, bins=4)

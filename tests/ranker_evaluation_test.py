@@ -177,6 +177,23 @@ def test_a_positive_is_ranked_among_those_drawn_for_it(prepare_here: Callable[..
     assert "request_mrr" not in evaluator_of(prepared(prepare_here))(params).values
 
 
+def test_rows_are_told_apart_by_the_characters_of_a_text(prepare_here: Callable[..., None]) -> None:
+    examples = prepared(prepare_here, lengths="device", labels={"click": "click"})  # phone, tablet, desktop, tv
+    params, reader = model_of(examples).init(jax.random.key(0)), RowReader(examples, "test")
+    length, label = reader.column("length"), reader.column("labels")[:, 0]
+    assert set(length.tolist()) == {2, 5, 6, 7}
+    groups = evaluator_of(examples, lengths=(3, 6)).assess(params, {}).hard["lengths"].groups
+    assert [name.rpartition(" (")[0] for name in groups] == [
+        "1 to 3 characters",
+        "4 to 6 characters",
+        "above 6 characters",
+    ]
+    z = plain_logits(examples, params)
+    for group, mine in zip(groups.values(), (length == 2, (length == 5) | (length == 6), length == 7), strict=True):
+        assert np.isclose(group.values["model"]["auc"].mean(), auc(z[mine], label[mine] > 0), atol=1e-6)
+    assert "lengths" not in evaluator_of(prepared(prepare_here)).assess(params, {}).hard
+
+
 def test_the_head_that_runs_are_compared_by_can_be_chosen(examples: Examples, params: Any) -> None:
     found = evaluator_of(examples, head="like")(params).values
     assert found["auc"] == found["like/auc"] != found["click/auc"]

@@ -8,6 +8,9 @@ Every event is a request of one kind: of a query where it has one, else of a sou
 the time of its user's event with the item, and one without such an event a time that is drawn from those of all
 events. Whose rows stand together is told by `asker` (a user, or a query that nobody in particular asked), and which
 items cannot be negatives of a request by `apart`: those of the user, or those of the query.
+
+A search page may ask with each key that is pressed: a share of the searches is then asked by the beginning of their
+query, as it stood after some number of characters. What is meant is what was typed to the end.
 """
 
 from __future__ import annotations
@@ -23,12 +26,15 @@ from recjax.data.tables import Tables
 
 KINDS = ("search", "similar", "page")
 ASKER, APART, TASK = "asker", "apart", "task"
-_KIND, _TIME = 0x6B696E64, 0x74696D65  # what a draw is for
+_KIND, _TIME, _KEYS, _TYPED = 0x6B696E64, 0x74696D65, 0x6B657973, 0x74797065  # what a draw is for
 
 
-def requests_of(tables: Tables, *, kinds: Sequence[str] = KINDS, min_label: float = 1.0, seed: int = 0) -> pl.DataFrame:
+def requests_of(
+    tables: Tables, *, kinds: Sequence[str] = KINDS, min_label: float = 1.0, keys: float = 0.0, seed: int = 0
+) -> pl.DataFrame:
     """user_id, item_id, timestamp, task, query, source_id, asker and apart of each request, in order of time.
 
+    A share `keys` of the searches is asked while the query is being typed.
     Raises `DataError` for a log without times, and for search without queries.
     """
     if not tables.has_times:
@@ -51,7 +57,7 @@ def requests_of(tables: Tables, *, kinds: Sequence[str] = KINDS, min_label: floa
     if "search" in kinds and not (found[TASK] == "search").any():
         found = pl.concat([found, _judged(tables, events, min_label, seed)], how="diagonal_relaxed")
     user, query = pl.format("user {}", "user_id"), pl.format("query {}", "query")
-    return (
+    found = (
         found.filter(pl.col(TASK).is_in(list(kinds)))
         .with_columns(
             pl.coalesce(user, query).alias(ASKER),
@@ -59,6 +65,16 @@ def requests_of(tables: Tables, *, kinds: Sequence[str] = KINDS, min_label: floa
         )
         .sort("timestamp", maintain_order=True)
     )
+    return _while_typed(found, keys, seed) if keys else found
+
+
+def _while_typed(requests: pl.DataFrame, keys: float, seed: int) -> pl.DataFrame:
+    """The requests with a share `keys` of the queries cut after 1 to all but one of their characters, evenly."""
+    begun, place = (uniform(hashes(requests.height, seed, draw)) for draw in (_KEYS, _TYPED))
+    length = pl.col("query").str.len_chars()
+    typed = 1 + (pl.Series(place) * (length - 1).cast(pl.Float64)).floor().cast(pl.Int64)
+    cut = pl.col("query").str.slice(0, typed).str.strip_chars_end()
+    return requests.with_columns(query=pl.when(pl.Series(begun < keys) & (length > 1)).then(cut).otherwise("query"))
 
 
 def _with_queries(tables: Tables) -> pl.DataFrame:

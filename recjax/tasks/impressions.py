@@ -84,7 +84,8 @@ class Impressions:
     the loss; drawn rows have those of the row they were drawn for, and are items that the domain has rows with. `user`
     is the column that tells whose rows stand together in grouped metrics and intervals, and `item` that of the item.
     `request` is the column that tells which rows were candidates for one place, among which positives are ranked; where
-    negatives are drawn and none is named, a positive and those drawn for it are a request.
+    negatives are drawn and none is named, a positive and those drawn for it are a request. `lengths` names a column of
+    text by whose number of characters evaluation tells rows apart, such as what has been typed of a query.
     """
 
     data: DataDir = field(default_factory=DataDir)
@@ -117,6 +118,7 @@ class Impressions:
     cuts: tuple[float, ...] = field(default=(), metadata={LATER: True})
     window_of: str = field(default="log", metadata={LATER: True})
     domains: tuple[str, ...] = field(default=(), metadata={LATER: True})
+    lengths: str = field(default="", metadata={LATER: True})
     seed: int = 0
     name: str = "impressions"
 

@@ -68,6 +68,8 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
         made["domain"] = Column(number)
     if task.request or task.negatives:
         made["request"] = Column(_requests(task, frame)[rows.log])
+    if task.lengths:
+        made["length"] = Column(_lengths(task.lengths, frame, sides)[rows.log])
     if "timestamp" in frame.columns:
         made["time"] = Column(times_of(frame, "")[rows.log])
     at = {split: np.flatnonzero(rows.part == k) for k, split in enumerate(SPLITS)}
@@ -266,6 +268,13 @@ def _weights(task: Impressions, frame: pl.DataFrame, sides: Sequence[SideTable])
     return _of_row(task.weight, frame, sides, where).numbers(where).astype(np.float32)
 
 
+def _lengths(name: str, frame: pl.DataFrame, sides: Sequence[SideTable]) -> np.ndarray:
+    """int32 [n]: the characters of a text of each row of the log, 0 where there is none."""
+    column = _of_row(name, frame, sides, "Impressions.lengths")
+    codes, texts = column.keys
+    return np.where(column.missing, 0, np.array([*map(len, texts), 0], np.int32)[codes])
+
+
 def _requests(task: Impressions, frame: pl.DataFrame) -> np.ndarray:
     """int64 [n]: the number of the request of each row of the log."""
     if task.request and task.request not in frame.columns:
@@ -277,7 +286,7 @@ def _requests(task: Impressions, frame: pl.DataFrame) -> np.ndarray:
 def _schema(encoder: FieldEncoder, made: Mapping[str, Column]) -> tuple[Field, ...]:
     fields = [Field(name="user_index", dtype="int64", rank=0), Field(name="items", dtype="int32", rank=1)]
     fields += [Field(name="labels", dtype="float32", rank=1), Field(name="weight", dtype="float32", rank=0)]
-    more = {"domain": "int32", "request": "int64", "time": "int64"}
+    more = {"domain": "int32", "request": "int64", "length": "int32", "time": "int64"}
     fields += [Field(name=name, dtype=dtype, rank=0) for name, dtype in more.items() if name in made]
     kinds = {CODES: "int32", NUMBERS: "float32"}
     return (*fields, *(Field(name=name, dtype=kinds[name], rank=1) for name in encoder.widths))

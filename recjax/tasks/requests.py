@@ -16,7 +16,7 @@ from recjax.data.imputation import UNICORN, Impute
 from recjax.data.ranker_features import Join
 from recjax.data.requests_log import APART, ASKER, KINDS, TASK
 from recjax.tasks.impressions import Impressions
-from recjax.tasks.work import Work
+from recjax.tasks.work import LATER, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,15 @@ class Requests(Impressions):
 
     With `clusters` above 0 users have a column cluster, joined as user_cluster: one of so many groups that they fall
     into by what they had before the first held-out row (`data/user_clusters.py`), missing for those who had nothing.
-    `min_label` is from what label on a judgment is a request. A negative is an item that the user, or for a search the
+    `min_label` is from what label on a judgment is a request. A share `keys` of the searches is asked while the query
+    is being typed, by its beginning. A negative is an item that the user, or for a search the
     query, has nothing to do with in the log.
     """
 
     kinds: Sequence[str] = KINDS
     clusters: int = 0
     min_label: float = 1.0
+    keys: float = field(default=0.0, metadata={LATER: True})
     labels: Mapping[str, str] = field(default_factory=lambda: {"engaged": "1"})
     joins: Sequence[Join] = (
         Join(table="items", key="item_id"),
@@ -55,6 +57,8 @@ class Requests(Impressions):
             raise ConfigError(f"Requests.kinds = {self.kinds}", expected=f"some of {', '.join(KINDS)}")
         if self.clusters < 0:
             raise ConfigError(f"Requests.clusters = {self.clusters}", expected="at least 0")
+        if not 0 <= self.keys <= 1:
+            raise ConfigError(f"Requests.keys = {self.keys}", expected="0 to 1")
 
     def work(self) -> Work:
         """Read the log and its judgments, make requests of them, and encode these.

@@ -16,7 +16,7 @@ from recjax.tasks.work import Work
 
 def make_work(task: Requests, tables: Tables) -> Work:
     """The work of `task` on these tables; raises `DataError` as `Requests.work` says."""
-    rows = requests_of(tables, kinds=task.kinds, min_label=task.min_label, seed=task.seed)
+    rows = requests_of(tables, kinds=task.kinds, min_label=task.min_label, keys=task.keys, seed=task.seed)
     sides = {name: frame for name in ("items", "users") if (frame := getattr(tables, name)) is not None}
     if task.clusters:
         groups = _clusters(task, tables, rows)

@@ -111,6 +111,32 @@ def test_a_judgment_has_the_time_of_its_users_event() -> None:
     assert found["asker"].to_list() == ["user 2", "user 1", "query coat"]
 
 
+def test_a_share_of_the_searches_is_asked_while_it_is_typed() -> None:
+    log = World(num_events=3000, searches=True).tables()
+    whole, typed = requests_of(log), requests_of(log, keys=0.6)
+    assert whole.drop("query").equals(typed.drop("query"))  # what is meant, and what is no negative, stays
+    asked = pl.DataFrame({"whole": whole["query"], "typed": typed["query"]}).drop_nulls("whole")
+    assert whole["query"].null_count() == typed["query"].null_count() and len(asked) > 300
+    assert all(one.startswith(part) and part for one, part in asked.iter_rows())
+    cut = asked.filter(pl.col("whole") != pl.col("typed"))
+    assert 0.5 < len(cut) / len(asked) < 0.7
+    share = cut["typed"].str.len_chars() / cut["whole"].str.len_chars()
+    assert 0.4 < share.mean() < 0.6 and (cut["typed"].str.len_chars() <= 3).any()
+    with pytest.raises(ConfigError, match="keys"):
+        Requests(keys=1.5)
+
+
+def test_the_length_of_what_was_asked_is_kept_for_evaluation(work: Work) -> None:
+    assert "length" not in work.raw["train"]
+    task = dataclasses.replace(TASK, keys=0.5, lengths="query")
+    found, log = task.work(), requests_of(TASK.data.load(), keys=0.5)
+    lengths = log["query"].str.len_chars().fill_null(0).to_numpy()
+    for split in ("train", "valid", "test"):
+        rows = found.raw[split]
+        np.testing.assert_array_equal(rows["length"].values, lengths[rows["request"].values])
+    assert found.facts["rows_hash"] == work.facts["rows_hash"]  # the same questions, asked earlier
+
+
 def test_without_times_or_queries_there_are_no_requests() -> None:
     one = tables()
     with pytest.raises(DataError, match="need times"):
