@@ -13,6 +13,8 @@ correlation of what MLoRA gains with two things:
     pull    how strongly the domain pulls at the weights that all share: the root of g . g', the gradients of its mean
             loss by the dense weights of the trained backbone on two halves of its rows. Where a domain would have the
             weights of all, it is nothing but noise around 0, which is why the halves are two.
+
+OUT/divergence.png shows the gain of every domain against both, means over the seeds, with the first of the ranks.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from recjax.core.state import by_path, from_paths
 from recjax.data.rows_feed import RowReader
 from recjax.domain_gain import rank_correlation
 from recjax.metrics.auc import auc
+from recjax.plots import plot_points
 from recjax.ranker_evaluation import RankerEvaluator
 from recjax.tables import Table, number, signed
 from recjax.train import CHECKPOINTS, train
@@ -108,7 +111,7 @@ def main() -> None:
     parser.add_argument("--bind", action="append", default=[], help="a gin binding of every stage")
     args = parser.parse_args()
     is_real = any(one.startswith("DATA_DIR") for one in args.bind)
-    rows = []
+    rows, shown = [], {}
     for backbone in args.backbones:
         for shift in [None] if is_real else args.shifts:
             for rank in args.ranks:
@@ -118,16 +121,19 @@ def main() -> None:
                     _judged(args.out / f"{backbone}-{shift}-seed{s}", rank, [*told, f"SEED={s}"])
                     for s in range(args.seeds)
                 ]
-                cells = [float(np.nanmean(column)) for column in zip(*seeds, strict=True)]
-                plain, ours, rows_tied, pull_tied = cells
-                shown = [number(plain), number(ours), signed(ours - plain), signed(rows_tied), signed(pull_tied)]
-                rows.append([backbone, "" if shift is None else f"{shift:g}", str(rank or "o / 16"), *shown])
+                tied = [[rank_correlation(d[x], d["gain"]) for x in ("rows", "pull")] for _, _, d in seeds]
+                plain, ours = (float(np.mean(column)) for column in list(zip(*seeds, strict=True))[:2])
+                cells = [number(plain), number(ours), signed(ours - plain), *map(signed, np.nanmean(tied, axis=0))]
+                rows.append([backbone, "" if shift is None else f"{shift:g}", str(rank or "o / 16"), *cells])
+                name = backbone if shift is None else f"{backbone}, shift {shift:g}"
+                shown.setdefault(name, {x: np.mean([d[x] for _, _, d in seeds], axis=0) for x in seeds[0][2]})
     header = ["backbone", "shift", "rank", "shared", "MLoRA", "gain", "gain and rows", "gain and pull"]
     print(Table(title="", header=header, rows=rows).markdown())
+    print(plot_points(args.out / "divergence.png", shown, y="gain"))
 
 
-def _judged(stages: Path, rank: int, bindings: list[str]) -> tuple[float, float, float, float]:
-    """Weighted AUC of the backbone and of MLoRA, and the two correlations."""
+def _judged(stages: Path, rank: int, bindings: list[str]) -> tuple[float, float, dict[str, list[float]]]:
+    """Weighted AUC of the backbone and of MLoRA, and of each domain its rows, its pull and what it gains in AUC."""
     base = ready("1_backbone", stages, *bindings)
     plain, each = by_domain(base)
     own = [f"dense.DomainAdapters.rank={rank}"] if rank else []
@@ -137,8 +143,7 @@ def _judged(stages: Path, rank: int, bindings: list[str]) -> tuple[float, float,
         (place / "1_backbone").symlink_to((stages / "1_backbone").resolve())
     ours, mine = by_domain(ready("2_mlora", place, *bindings, *own))
     count, pull = pulls(base)
-    gain = (mine - each).tolist()
-    return plain, ours, rank_correlation(count.tolist(), gain), rank_correlation(pull.tolist(), gain)
+    return plain, ours, {"rows": count.tolist(), "pull": pull.tolist(), "gain": (mine - each).tolist()}
 
 
 if __name__ == "__main__":

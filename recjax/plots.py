@@ -151,6 +151,22 @@ def curves(
     return _save(figure, path)
 
 
+def plot_points(path: Path, groups: Mapping[str, Mapping[str, Sequence[float]]], *, y: str) -> Path:
+    """What is named `y` against everything else that a group's points have, a panel for each; values that are no
+    number are left out."""
+    names = [name for name in next(iter(groups.values())) if name != y]
+    figure, axes = _figure(width=5.2 * len(names), height=3.4, columns=len(names))
+    for axis, name in zip(axes, names, strict=True):
+        for (group, points), color in zip(groups.items(), _colors(len(groups)), strict=True):
+            known = [(a, b) for a, b in zip(points[name], points[y], strict=True) if a == a and b == b]
+            axis.scatter([a for a, _ in known], [b for _, b in known], s=22, color=color, label=group, zorder=3)
+        axis.axhline(0, color=_TEXT, linewidth=0.8)
+        axis.margins(x=0.08, y=0.12)
+        _label(axis, "", name, y if axis is axes[0] else "")
+    axes[0].legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
 def _figure(*, width: float, height: float, columns: int) -> tuple[Any, Sequence[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import numpy as np
 import pytest
 
+from recjax.plots import plot_points
 from recjax.report import Report, published_values, write_report
 from recjax.results import Result, System
 from recjax.tables import buckets_table, differences_table, main_cutoff, number, plain, signed, systems_table
@@ -113,6 +115,12 @@ def test_report_and_plots(tmp_path):
     assert "imulated data" not in text
     for line in re.findall(r"^\|.*\|$", text, flags=re.MULTILINE):
         assert line.count("|") >= 3
+
+
+def test_points_without_a_number_are_left_out(tmp_path):
+    groups = {name: {"rows": [1, 2, 3], "pull": [0.1, math.nan, 0.3], "gain": [0.0, 0.1, 0.2]} for name in "ab"}
+    path = plot_points(tmp_path / "points.png", groups, y="gain")
+    assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
 
 
 def test_simulated_numbers_are_never_put_beside_published_ones(tmp_path):
