@@ -26,7 +26,7 @@ from recjax.core.module import Functional, Module, Params, with_facts
 from recjax.core.sharding import Mesh, MeshConfig, make_mesh
 from recjax.core.state import TrainState
 from recjax.core.step import TrainStep, make_train_step
-from recjax.core.warm_start import WarmStart, paths_in, warm_start
+from recjax.core.warm_start import Taken, WarmStart, paths_in, warm_start
 from recjax.core.writer import MANIFEST
 from recjax.data.catalogue import CatalogueBatches, CatalogueFeed
 from recjax.data.examples import Examples
@@ -148,7 +148,8 @@ class Assembly:
         self.tokens = recipe.spelling.make(examples) if recipe.spelling else None
         self.num_rows = self.tokens.num_rows if self.tokens else self.vocab.num_rows
         told: dict[str, Any] = {}
-        if fields := shapes_of(examples[0].manifest):  # a ranker: its rows are those of fields
+        fields = shapes_of(examples[0].manifest) if isinstance(recipe.feed, RowsFeed) else ()
+        if fields:  # a ranker: its rows are those of fields
             self.num_rows, told = table_rows(fields), {"fields": fields}
         make = functools.partial(recipe.model, num_rows=self.num_rows, **told)
         model = Functional(lambda rngs: make(rngs=rngs))
@@ -262,8 +263,8 @@ class Assembly:
             params = self.model.fit(params, facts, jax.random.fold_in(key, _FIT))
         return state.create(params, self.optimizer, self.model.held)
 
-    def warm_started(self, fresh: TrainState, initial: WarmStart) -> TrainState:
-        """A fresh state with the parameters of a checkpoint.
+    def warm_started(self, fresh: TrainState, initial: WarmStart) -> tuple[TrainState, Taken]:
+        """A fresh state with the parameters of a checkpoint, and which those are.
 
         A model with adapters takes up one that has them, or puts its fresh ones around the parameters of one without.
         Raises `ArtifactError` where the checkpoint is to be earlier than the training rows and is not.
@@ -273,13 +274,14 @@ class Assembly:
             run = json.loads((initial.folder.parent / MANIFEST).read_text(encoding="utf-8"))
             check_earlier(run.get("trained_times"), self.examples[0], where=str(initial.folder))
         if not isinstance(model, Adapted) or any(path.startswith(f"{ADAPTERS}/") for path in paths_in(initial)):
-            return optim.with_params(fresh, warm_start(initial, params)[0])
+            params, taken = warm_start(initial, params)
+            return optim.with_params(fresh, params), taken
         places = jax.tree.map(lambda x: x.sharding, params)
         with self.mesh.activate():
             plain = jax.jit(model.plain, out_shardings=self.mesh.shardings(model.base.axes))(params)
-            plain, _ = warm_start(initial, plain)
+            plain, taken = warm_start(initial, plain)
             params = jax.jit(model.adapt, out_shardings=places)(plain, params[ADAPTERS])
-        return optim.with_params(fresh, params)
+        return optim.with_params(fresh, params), taken
 
     def batches(
         self, *, process_index: int = 0, process_count: int = 1

@@ -142,6 +142,7 @@ class _Run:
         self.data = self.batches.get_state()  # after the last step done, whatever was fetched since
         self.owes_evaluation = False  # of the last step done
         self.epochs: dict[int, float] = {}  # after steps that are not logged yet
+        self.taken: dict[str, list[str]] = {}  # what a warm start took over
 
     def restore_or_start(self, checkpoints: Checkpointer, initial: WarmStart | None) -> TrainState:
         """The state to go on from; the data position and the progress are set to match."""
@@ -153,7 +154,11 @@ class _Run:
             self.owes_evaluation = restored.iterator.get("owes_evaluation", False)
             return restored.state
         fresh = self.assembly.init_state()
-        return fresh if initial is None else self.assembly.warm_started(fresh, initial)
+        if initial is None:
+            return fresh
+        fresh, taken = self.assembly.warm_started(fresh, initial)
+        self.taken = taken._asdict()
+        return fresh
 
     def facts(self, words: Sequence[str]) -> dict[str, Any]:
         """What the manifest of the run says about it."""
@@ -169,6 +174,7 @@ class _Run:
                 for fact in self.recipe.facts
                 if isinstance(fact, FieldTables)
             },
+            "warm_start": self.taken,
             "simulated": any(e.manifest["simulated"] for e in self.assembly.examples),
             "parameters": count_parameters(self.assembly.abstract_params()),
             "flops_per_token": dataclasses.asdict(self.flops),

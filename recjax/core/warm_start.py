@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from recjax.core import checkpoint, saved
 from recjax.core.errors import CheckpointError, ConfigError
@@ -29,7 +31,8 @@ class WarmStart:
     pairs, applied one after another, as `re.sub` does, to the paths in the checkpoint. `allow` are regular
     expressions of paths that may be missing, unexpected or of another shape; such parameters of the model keep
     their fresh values. So do those that `fresh` names, whether or not the checkpoint has them, such as batch norms of
-    other traffic.
+    other traffic. Of what `grow` names the checkpoint may have fewer entries along the first dimension, such as
+    adapters of fewer domains: these come first, and the others keep their fresh values.
 
     `earlier` says that what the checkpoint was trained on must have ended before the training rows of this run begin;
     whoever knows of rows sees to it (`recipe.Assembly`).
@@ -41,6 +44,7 @@ class WarmStart:
     rename: tuple[tuple[str, str], ...] = ()
     allow: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
+    grow: tuple[str, ...] = ()
     earlier: bool = False
 
     @property
@@ -49,7 +53,7 @@ class WarmStart:
         return Path(self.checkpoints, self.stage, "checkpoints") if self.stage else Path(self.checkpoints)
 
     def __post_init__(self) -> None:
-        for pattern, replacement in (*self.rename, *((p, "") for p in (*self.allow, *self.fresh))):
+        for pattern, replacement in (*self.rename, *((p, "") for p in (*self.allow, *self.fresh, *self.grow))):
             try:
                 re.sub(pattern, replacement, "")
             except re.error as error:
@@ -58,27 +62,47 @@ class WarmStart:
                 ) from error
 
 
-def warm_start(config: WarmStart, params: Params) -> tuple[Params, list[str]]:
-    """`params` with the values of the checkpoint, and the paths that kept their own.
+class Taken(NamedTuple):
+    """What a start took over: the parameters that were `copied`, those that kept their `fresh` values, and those `left`
+    in the checkpoint, by the paths they have there."""
+
+    copied: list[str]
+    fresh: list[str]
+    left: list[str]
+
+
+def warm_start(config: WarmStart, params: Params) -> tuple[Params, Taken]:
+    """`params` with the values of the checkpoint, and which those are.
 
     Every array keeps the dtype and the layout it has in `params`. Raises `CheckpointError` with all mismatches that
     are not allowed, and with all rules that rename nothing.
     """
     leaves = by_path(params)
 
-    def read(path: Path, record: Record) -> tuple[Params, list[str]]:
+    def read(path: Path, record: Record) -> tuple[Params, Taken]:
         stored = saved.params_of(record)
         source = {name: record.signature[at] for name, at in stored.items()}
         sources = match(source, saved.signature(params), config, where=str(path))
         wanted = {
-            stored[name]: jax.ShapeDtypeStruct(leaves[p].shape, leaves[p].dtype, sharding=leaves[p].sharding)
+            stored[name]: jax.ShapeDtypeStruct(source[name][1], leaves[p].dtype, sharding=leaves[p].sharding)
             for p, name in sources.items()
         }
         arrays = by_path(saved.load(path, saved.nested(wanted))) if wanted else {}
-        values = leaves | {p: arrays[stored[name]] for p, name in sources.items()}
-        return from_paths(params, values), [p for p in leaves if p not in sources]
+        values = leaves | {p: _grown(arrays[stored[name]], leaves[p]) for p, name in sources.items()}
+        used = set(sources.values())
+        taken = Taken(
+            [*sources], [p for p in leaves if p not in sources], [name for name in source if name not in used]
+        )
+        return from_paths(params, values), taken
 
     return checkpoint.read_checkpoint(config.folder, config.step, read)
+
+
+def _grown(found: jax.Array, fresh: jax.Array) -> jax.Array:
+    """What was found, and behind it what is fresh beyond it."""
+    if found.shape == fresh.shape:
+        return found
+    return jax.device_put(jnp.concatenate([found, fresh[found.shape[0] :]]), fresh.sharding)
 
 
 def paths_in(config: WarmStart) -> list[str]:
@@ -101,10 +125,16 @@ def match(source: Signature, target: Signature, config: WarmStart, where: str = 
             problems.append(f"both {renamed[name]} and {original} would be named {name}")
         renamed[name] = original
     problems += [f"the rule {p!r} -> {r!r} renames nothing" for p, r in config.rename if p not in used]
-    problems += [f"fresh = {p!r} names nothing" for p in config.fresh if not any(re.search(p, path) for path in target)]
+    for what, patterns in (("fresh", config.fresh), ("grow", config.grow)):
+        idle = [p for p in patterns if not any(re.search(p, path) for path in target)]
+        problems += [f"{what} = {p!r} names nothing" for p in idle]
 
     def is_fresh(path: str) -> bool:
         return any(re.search(pattern, path) for pattern in config.fresh)
+
+    def grows(path: str, there: tuple[int, ...], here: tuple[int, ...]) -> bool:
+        longer = len(there) == len(here) > 0 and there[0] < here[0] and there[1:] == here[1:]
+        return longer and any(re.search(pattern, path) for pattern in config.grow)
 
     def note(path: str, problem: str) -> None:
         if not any(re.search(pattern, path) for pattern in (*config.allow, *config.fresh)):
@@ -116,7 +146,7 @@ def match(source: Signature, target: Signature, config: WarmStart, where: str = 
             continue
         if path not in renamed:
             note(path, f"missing from the checkpoint: {path} {saved.form(form)}")
-        elif (there := source[renamed[path]])[1] != form[1]:
+        elif (there := source[renamed[path]])[1] != form[1] and not grows(path, there[1], form[1]):
             note(path, f"different: {path} is {saved.form(there)} in the checkpoint and {saved.form(form)} here")
         else:
             matched[path] = renamed[path]

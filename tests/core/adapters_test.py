@@ -197,7 +197,7 @@ def test_from_a_plain_checkpoint_to_a_merged_model(tiny_recipe: Any, tmp_path: P
     with checkpoints("plain") as saved:
         saved.save(base)
     fresh = assembly.init_state()
-    start = assembly.warm_started(fresh, WarmStart(checkpoints=str(tmp_path / "plain" / CHECKPOINTS)))
+    start, _ = assembly.warm_started(fresh, WarmStart(checkpoints=str(tmp_path / "plain" / CHECKPOINTS)))
     there, here = by_path(base.params), by_path(start.params)
     for path, x in there.items():
         stored = blockwise.store(x, "int8", 4) if path not in here else {"": x}
@@ -217,7 +217,7 @@ def test_from_a_plain_checkpoint_to_a_merged_model(tiny_recipe: Any, tmp_path: P
     jax.tree.map(np.testing.assert_array_equal, again, after)
 
     folder = str(tmp_path / "adapted" / CHECKPOINTS)
-    taken = assembly.warm_started(assembly.init_state(), WarmStart(checkpoints=folder))
+    taken, _ = assembly.warm_started(assembly.init_state(), WarmStart(checkpoints=folder))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(taken.params), first.params)
     merged = load(recipe, tmp_path / "adapted")
     assert type(merged.assembly.model) is Functional and merged.assembly.recipe.adapters is None

@@ -39,8 +39,11 @@ def test_renamed_parameters_arrive_in_the_layout_and_dtype_of_the_model(run):
         checkpoints=run, rename=(("^encoder/", ""), ("^table", "item/table"), (r"layer/(\w+)", r"block/\1")),
         allow=("^head/", "new$"), step="min:loss",
     )  # fmt: skip
-    got, kept = warm_start(config, params)
-    assert kept == ["block/new"] and got["block"]["new"] is params["block"]["new"]
+    got, taken = warm_start(config, params)
+    assert (
+        taken.fresh == ["block/new"] and taken.left == ["head/bias"] and set(taken.copied) == {"item/table", "block/up"}
+    )
+    assert got["block"]["new"] is params["block"]["new"]
     np.testing.assert_array_equal(got["block"]["up"], np.full((4, 8), 2.0))
     table = got["item"]["table"]
     assert table.dtype == jnp.bfloat16 and table.sharding == params["item"]["table"].sharding
@@ -64,8 +67,8 @@ def test_every_mismatch_is_listed_and_only_the_allowed_are_excused(run):
     with pytest.raises(CheckpointError) as error:
         warm_start(WarmStart(checkpoints=run, allow=("layer", "table")), params)
     assert [line in str(error.value) for line in lines] == [False, False, True, False]
-    got, kept = warm_start(WarmStart(checkpoints=run, allow=("layer", "table", "scale")), params)
-    assert kept == ["encoder/layer/down", "encoder/table", "head/scale"]
+    got, taken = warm_start(WarmStart(checkpoints=run, allow=("layer", "table", "scale")), params)
+    assert taken.fresh == ["encoder/layer/down", "encoder/table", "head/scale"]
     assert got["encoder"]["table"] is params["encoder"]["table"]
     np.testing.assert_array_equal(got["head"]["bias"], np.full(16, 3.0))
 
@@ -85,13 +88,29 @@ def test_rules_that_rename_nothing_or_two_to_one_are_refused(run):
 
 def test_what_is_to_be_fresh_is_not_taken_though_both_have_it(run):
     params = jax.tree.map(jnp.zeros_like, source_params())
-    got, kept = warm_start(WarmStart(checkpoints=run, fresh=("^head/",)), params)
-    assert kept == ["head/bias"] and got["head"]["bias"] is params["head"]["bias"]
+    got, taken = warm_start(WarmStart(checkpoints=run, fresh=("^head/",)), params)
+    assert taken.fresh == ["head/bias"] and got["head"]["bias"] is params["head"]["bias"]
     np.testing.assert_array_equal(got["encoder"]["table"], source_params()["encoder"]["table"])
     other = {**params, "head": {"bias": jnp.zeros(3)}}  # of another shape: there is no need to allow it as well
-    assert warm_start(WarmStart(checkpoints=run, fresh=("^head/",)), other)[1] == ["head/bias"]
+    assert warm_start(WarmStart(checkpoints=run, fresh=("^head/",)), other)[1].fresh == ["head/bias"]
     with pytest.raises(CheckpointError, match="'haed' names nothing"):
         warm_start(WarmStart(checkpoints=run, fresh=("haed",)), params)
+
+
+def test_what_grows_begins_with_what_was_there(run):
+    source = source_params()
+    table = jnp.full((20, 4), 9.0)
+    params = {**jax.tree.map(jnp.zeros_like, source), "encoder": {**source["encoder"], "table": table}}
+    got, taken = warm_start(WarmStart(checkpoints=run, grow=("table$",)), params)
+    assert not taken.fresh and not taken.left
+    np.testing.assert_array_equal(got["encoder"]["table"][:16], source["encoder"]["table"])
+    np.testing.assert_array_equal(got["encoder"]["table"][16:], table[16:])
+    for shape in ((12, 4), (20, 5)):  # fewer, or of another kind
+        other = {**params, "encoder": {**source["encoder"], "table": jnp.zeros(shape)}}
+        with pytest.raises(CheckpointError, match="different: encoder/table"):
+            warm_start(WarmStart(checkpoints=run, grow=("table$",)), other)
+    with pytest.raises(CheckpointError, match="grow = 'tabel' names nothing"):
+        warm_start(WarmStart(checkpoints=run, grow=("tabel",)), params)
 
 
 def test_a_folder_without_checkpoints_is_an_error(tmp_path):
