@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from recjax import cli
@@ -28,16 +28,15 @@ from recjax.core.progress import Progress
 from recjax.core.remote import local_cache, shared_cache
 from recjax.data.beam_runner import Runner
 from recjax.data.examples import Examples, write_examples
-from recjax.data.record import Column
+from recjax.data.record import RawColumns
 from recjax.data.small_world import SmallWorld
 from recjax.data.sources import DataDir, World
 from recjax.tasks.cache import Place, bring, described, place_of, share
 from recjax.tasks.mixtures import Mixture
-from recjax.tasks.work import Task, Work, columns_of, count, in_parts
+from recjax.tasks.work import AT_ONCE, Task, Work, columns_of, count, in_parts
 
 _ERROR_FILE = "error.json"
 _MIXTURE_FILE = "mixture.pickle"
-_AT_ONCE = 2048  # users, whose events fit the cache of a processor
 # Preparing uses no accelerator, and must not take one from the process that waits for it.
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
 _EXAMPLES = """examples:
@@ -182,7 +181,7 @@ def _make(task: Task, place: Place, runner: Runner | None) -> None:
             share(place)
             return
         work = task.work()
-        parts = _spelt(work) if work.steps else lambda split: in_parts(work.raw[split], _AT_ONCE)
+        parts = _spelt(work) if work.steps else lambda split: in_parts(work.raw[split], AT_ONCE)
         facts = {
             "task": task.name,
             "config": described(task),
@@ -208,7 +207,7 @@ def _make(task: Task, place: Place, runner: Runner | None) -> None:
         share(place)
 
 
-def _spelt(work: Work) -> Callable[[str], Iterator[Mapping[str, Column]]]:
+def _spelt(work: Work) -> Callable[[str], Iterator[RawColumns]]:
     """The examples of a split, by TensorFlow and seqio; raises `ExamplesError` where they are missing."""
     from recjax.tasks.seqio_bridge import check_available, import_quietly, materialise, seqio_task
 

@@ -76,7 +76,6 @@ class CategoryWorld(SmallWorld):
         return Tables(
             interactions=frame,
             simulated=True,
-            source_hash=self.hash,
             notes=(f"simulated world {self.kind} (seed {self.seed}); {note}",),
         )
 

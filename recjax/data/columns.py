@@ -41,7 +41,8 @@ def _is_missing(values: pl.Series) -> pl.Series:
 
 
 def _null_missing(values: pl.Series) -> pl.Series:
-    return pl.select(pl.when(~_is_missing(values)).then(values)).to_series().alias(values.name)
+    missing = _is_missing(values)
+    return pl.select(pl.when(~missing).then(values)).to_series().alias(values.name) if missing.any() else values
 
 
 def read_ids(

@@ -30,7 +30,7 @@ import numpy as np
 
 from recjax.core.errors import ExamplesError
 from recjax.core.folder import check_files, new_folder, read_manifest, write_manifest
-from recjax.data.record import Columns, Field, Schema
+from recjax.data.record import Field, RawColumns, Schema
 from recjax.data.shards import SHARD_BYTES, DiskSource, ExampleSource, ShardWriter, read_all
 from recjax.data.text import Tokenizer, load_text
 from recjax.data.vocab import ItemVocab
@@ -48,7 +48,7 @@ class ExamplesWriter:
         self._folder, self._shard_bytes = folder, shard_bytes
         self._splits: dict[str, tuple[ShardWriter, Schema, list[np.ndarray]]] = {}
 
-    def add(self, split: str, schema: Schema, columns: Columns) -> None:
+    def add(self, split: str, schema: Schema, columns: RawColumns) -> None:
         """Append examples to a split; the schema must be the same each time and have a list field `items`."""
         if split not in self._splits:
             self._splits[split] = ShardWriter(self._folder, split, schema, shard_bytes=self._shard_bytes), schema, []

@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from recjax.core.errors import DataError
+from recjax.data.blocks import blocks, look_up
 
 SPLITS = ("train", "valid", "test")
 TIE_RULES = {
@@ -62,11 +63,10 @@ def histories(interactions: pl.DataFrame, *, min_events: int = 1, may_be_empty: 
     log = interactions.select(["user_id", "item_id", "order", *more])
     if not _is_in_order(log):
         log = log.sort(["user_id", "order"], maintain_order=True)
-    users = log.get_column("user_id").rle_id().to_numpy()
-    counts = np.bincount(users, minlength=0)
+    counts = run_lengths(log.get_column("user_id"))
     kept = counts >= min_events
     if not kept.all():
-        log = log.filter(pl.Series(kept[users]))
+        log = log.filter(pl.Series(np.repeat(kept, counts)))
     if log.is_empty() and not may_be_empty:
         raise DataError(
             "no user has enough events",
@@ -93,15 +93,21 @@ def coded(ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
     if ids.dtype.is_integer() and len(ids):
         low, high = int(ids.min()), int(ids.max())  # type: ignore[arg-type]
         if high - low < 4 * len(ids):
-            at = ids.to_numpy() - low
-            is_there = np.zeros(high - low + 1, bool)
-            is_there[at] = True
+            values, is_there = ids.to_numpy(), np.zeros(high - low + 1, bool)
+            for at in blocks(len(values)):
+                is_there[values[at] - low] = True
             numbers = np.cumsum(is_there, dtype=np.int32) - 1
-            return pl.Series(ids.name, np.flatnonzero(is_there) + low, dtype=ids.dtype), numbers[at]
+            different = pl.Series(ids.name, np.flatnonzero(is_there) + low, dtype=ids.dtype)
+            return different, look_up(numbers, values, low=low)
     different = ids.unique().sort()
     if ids.dtype.is_integer():
         return different, np.searchsorted(different.to_numpy(), ids.to_numpy()).astype(np.int32)
     return different, ids.cast(pl.Enum(different)).to_physical().cast(pl.Int32).to_numpy()
+
+
+def run_lengths(values: pl.Series) -> np.ndarray:
+    """int64: the length of each run of equal values."""
+    return values.rle().struct.field("len").to_numpy().astype(np.int64)
 
 
 def _is_in_order(log: pl.DataFrame) -> bool:

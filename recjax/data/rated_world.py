@@ -106,7 +106,6 @@ class RatedWorld(SmallWorld):
             items=self._items(),
             users=self._users(),
             simulated=True,
-            source_hash=self.hash,
             notes=(f"simulated world {self.kind} (seed {self.seed}); measured: {told}",),
         )
 

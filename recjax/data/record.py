@@ -2,13 +2,13 @@
 
 A split has a schema: an ordered list of named fields, each a number or a list of numbers of one type. A record is
 nothing but 32-bit little-endian words: first the length of every list field, then the values of the fields in schema
-order. Because everything lies on word boundaries, thousands of records are written or read by a handful of numpy
-calls. No text, no nesting, no missing values: a field is there in every record of a split.
+order. Because everything lies on word boundaries, thousands of records are read by a handful of numpy calls. No
+text, no nesting, no missing values: a field is there in every record of a split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,8 +57,53 @@ class Column:
         """int64 [n]: how many values each example has."""
         return np.ones(len(self), np.int64) if self.offsets is None else np.diff(self.offsets)
 
+    @property
+    def starts(self) -> np.ndarray:
+        """int64 [n]: where in `values` each example begins."""
+        return np.arange(len(self.values)) if self.offsets is None else self.offsets[:-1]
+
+    def part(self, start: int, stop: int) -> Column:
+        """The examples from `start` up to, and without, `stop`."""
+        if self.offsets is None:
+            return Column(self.values[start:stop])
+        return Column(self.values, self.offsets[start : stop + 1])
+
+    def joined(self) -> Column:
+        """The same with `values` of these examples alone."""
+        if self.offsets is None:
+            return self
+        return Column(self.values[self.offsets[0] : self.offsets[-1]], self.offsets - self.offsets[0])
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Lists that are runs of one array, which may overlap: number i is the `lengths[i]` values from `starts[i]` on.
+
+    The splits of a log are told so without a copy of it.
+    """
+
+    values: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.values[self.starts[index] : self.starts[index] + self.lengths[index]]
+
+    def part(self, start: int, stop: int) -> Runs:
+        """The examples from `start` up to, and without, `stop`."""
+        return Runs(self.values, self.starts[start:stop], self.lengths[start:stop])
+
+    def joined(self) -> Column:
+        """The same lists one after the other."""
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths, dtype=np.int64)])
+        return Column(self.values[spans(self.starts, self.lengths)], offsets)
+
 
 Columns = Mapping[str, Column]
+RawColumns = Mapping[str, Column | Runs]
 
 
 def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -68,26 +113,39 @@ def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(total, dtype=np.int64)
 
 
-def encode(columns: Columns, schema: Schema) -> tuple[bytes, np.ndarray]:
-    """All records one after the other, and their bounds in bytes (int64 [n + 1])."""
-    count = len(columns[schema[0].name])
-    sizes = _sizes([_lengths(columns[f.name], f) for f in schema], schema)
-    ends = np.cumsum(sizes["record"], dtype=np.int64)
-    bounds = np.concatenate([np.zeros(1, np.int64), ends])
-    words = np.empty(int(bounds[-1]), _WORD)
-    at = bounds[:count].copy()
-    for field in schema:
-        if field.rank:
-            words[at] = _lengths(columns[field.name], field)
-            at += 1
+def encode(columns: RawColumns, schema: Schema) -> Iterator[bytes]:
+    """The record of each example, one at a time.
+
+    Raises `ValueError` where a column is not of the rank that the schema says.
+    """
+    lengths = [_lengths(columns[f.name], f).astype(_WORD) for f in schema if f.rank]
+    single, pieces = [length[:, None] for length in lengths], []
     for field in schema:
         column = columns[field.name]
         values = np.ascontiguousarray(column.values, np.dtype(field.dtype).newbyteorder("<"))
-        if column.offsets is not None:
-            values = values[column.offsets[0] : column.offsets[-1]]
-        words[spans(at, sizes[field.name])] = values.view(_WORD)
-        at += sizes[field.name]
-    return words.tobytes(), bounds * 4
+        if field.rank:
+            pieces += [*_rows(single), _cut(values, column.starts, column.lengths)]
+            single = []
+        else:
+            _lengths(column, field)
+            single.append(values.view(_WORD).reshape(-1, field.words))
+    return map(b"".join, zip(*pieces, *_rows(single), strict=True))
+
+
+def _rows(single: Sequence[np.ndarray]) -> list[Iterator[memoryview]]:
+    """What single values of a record that follow each other are together, if there are any; words [n, k] each."""
+    if not single:
+        return []
+    words = np.concatenate(single, axis=1)
+    count, width = words.shape
+    return [_cut(words.reshape(-1), np.arange(count) * width, np.full(count, width))]
+
+
+def _cut(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Iterator[memoryview]:
+    """The bytes of so many values from each start on."""
+    data, size = values.view(np.uint8).data, values.itemsize
+    for start, end in zip((starts * size).tolist(), ((starts + lengths) * size).tolist(), strict=True):
+        yield data[start:end]
 
 
 def decode(records: Iterable[bytes], schema: Schema) -> dict[str, Column]:
@@ -116,8 +174,8 @@ def decode(records: Iterable[bytes], schema: Schema) -> dict[str, Column]:
     return columns
 
 
-def _lengths(column: Column, field: Field) -> np.ndarray:
-    if (column.offsets is not None) != bool(field.rank):
+def _lengths(column: Column | Runs, field: Field) -> np.ndarray:
+    if (isinstance(column, Runs) or column.offsets is not None) != bool(field.rank):
         raise ValueError(f"field {field.name} is of rank {field.rank}, its column is not")
     return column.lengths
 

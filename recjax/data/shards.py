@@ -15,7 +15,7 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 import numpy as np
 
 from recjax.core.errors import ExamplesError
-from recjax.data.record import Column, Columns, Schema, decode, encode
+from recjax.data.record import Column, Columns, RawColumns, Schema, decode, encode
 
 SHARD_BYTES = 256 * 2**20
 # Groups of one record are what makes reading by number cheap. Numbers of rows hardly shrink (by a fifth), and packing
@@ -54,16 +54,15 @@ class ShardWriter:
         self.examples = 0
         self.nbytes = 0
 
-    def add(self, columns: Columns) -> None:
+    def add(self, columns: RawColumns) -> None:
         """Append the examples of these columns."""
-        data, bounds = encode(columns, self._schema)
-        for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        for record in encode(columns, self._schema):
             if self._room <= 0:
                 self._next_shard()
-            self._writer.write(data[start:end])
-            self._room -= end - start
-        self.examples += len(bounds) - 1
-        self.nbytes += len(data)
+            self._writer.write(record)
+            self._room -= len(record)
+            self.examples += 1
+            self.nbytes += len(record)
 
     def close(self) -> list[str]:
         """Finish the files and return their names. A split without examples has no shard."""

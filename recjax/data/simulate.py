@@ -141,7 +141,6 @@ class World:
             relevance=relevance,
             vectors={"content": make_vectors(self.seed, laws)},
             simulated=True,
-            source_hash=self.hash,
             notes=(f"simulated world of {self.num_events:,} events (seed {self.seed}); ties in {TIE_RULE}",),
         )
 

@@ -84,7 +84,6 @@ class SmallWorld:
             queries=pl.DataFrame({"query_id": np.arange(1, len(made.texts) + 1), "text": made.texts}),
             relevance=pl.DataFrame(judged).with_columns(split=names.gather(made.asked)),
             simulated=True,
-            source_hash=self.hash,
             notes=(f"simulated world {self.kind} (seed {self.seed}); measured: {values}",),
         )
 

@@ -8,7 +8,8 @@ things (repeated rows, interactions with items that the catalogue lacks) are kep
 
 from __future__ import annotations
 
-import hashlib
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,9 @@ import polars as pl
 
 from recjax.core.errors import DataError
 from recjax.core.remote import here, is_url
+from recjax.data.blocks import blocks
 from recjax.data.directory import SIMULATED
-from recjax.data.history import coded
+from recjax.data.history import coded, run_lengths
 from recjax.data.problems import Findings
 from recjax.data.reader import TABLES, Reader
 from recjax.data.relations import align_ids, check_unique, count_unknown
@@ -107,7 +109,6 @@ def read_tables(
         interactions=frames["interactions"],
         **rest,
         vectors={name: (array, _numpy(frames[f"vectors/{name}_ids"])) for name, array in arrays.items()},
-        source_hash=_hash(reader.paths, columns),
         simulated=(folder / SIMULATED).exists(),
         notes=tuple(found.notes),
         warnings=warnings,
@@ -115,7 +116,10 @@ def read_tables(
 
 
 def in_order(interactions: pl.DataFrame, ticks: int) -> pl.DataFrame:
-    """Rows in the order of the file, sorted by user, time and position; with `order`, and times in seconds."""
+    """Rows in the order of the file, sorted by user, time and position; with `order`, and times in seconds.
+
+    The columns are taken out of `interactions`.
+    """
     order = _order(interactions, ["user_id", *(c for c in _KEYS if c in interactions.columns)])
     return _numbered(_gathered(interactions, order), ticks)
 
@@ -123,14 +127,22 @@ def in_order(interactions: pl.DataFrame, ticks: int) -> pl.DataFrame:
 def _numbered(frame: pl.DataFrame, ticks: int) -> pl.DataFrame:
     if "timestamp" in frame.columns and ticks > 1:
         frame = frame.with_columns(pl.col("timestamp").floordiv(ticks))
-    starts = np.flatnonzero(np.diff(frame.get_column("user_id").rle_id().to_numpy(), prepend=-1))
-    order = np.arange(frame.height)
-    order -= np.repeat(starts, np.diff(starts, append=frame.height))
-    return frame.with_columns(order=pl.Series(order, dtype=pl.Int64))
+    lengths = run_lengths(frame.get_column("user_id"))
+    order = np.ones(frame.height, np.int64)  # what each number is above the one before it
+    order[:1] = 0
+    order[np.cumsum(lengths[:-1])] = 1 - lengths[:-1]
+    return frame.with_columns(order=pl.Series(np.cumsum(order, out=order), dtype=pl.Int64))
 
 
 def _gathered(frame: pl.DataFrame, order: pl.Series) -> pl.DataFrame:
-    return frame.rechunk().select(pl.all().gather(order))  # from the many chunks of a file it takes three times as long
+    """The rows in an order by user, taken out of `frame` column by column, so that two logs are never in memory."""
+
+    def gathered(values: pl.Series) -> pl.Series:
+        if values.name == "user_id" and values.dtype.is_integer():  # sorting is faster than gathering
+            return pl.Series(values.name, np.sort(values.to_numpy()))
+        return values.rechunk().gather(order)
+
+    return pl.DataFrame([gathered(frame.drop_in_place(name)) for name in frame.columns])
 
 
 def _order(frame: pl.DataFrame, columns: list[str]) -> pl.Series:
@@ -140,38 +152,42 @@ def _order(frame: pl.DataFrame, columns: list[str]) -> pl.Series:
     """
     if len(columns) == 2 and frame[columns[1]].is_sorted():
         columns = columns[:1]
-    key, room = np.zeros(frame.height, np.int64), 1
+    parts, room = [], 1
     for column in columns:
         values = frame[column]
         numbers = coded(values)[1] if values.dtype == pl.String else values.to_numpy()
         low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
+        parts.append((numbers, low, high - low + 1))
         room *= high - low + 1
-        if room >= 2**63:
-            return frame.select(pl.arg_sort_by(columns, maintain_order=True)).to_series()
-        key *= high - low + 1
-        key += numbers
-        key -= low
+    if room >= 2**63:
+        return frame.select(pl.arg_sort_by(columns, maintain_order=True)).to_series()
     bits = frame.height.bit_length()
-    if room << bits >= 2**63:
-        return pl.Series(np.argsort(key, kind="stable"), dtype=pl.UInt32)
-    key <<= bits
-    key |= np.arange(len(key))
+    is_roomy = room << bits < 2**63
+    key, order = np.empty(frame.height, np.int64), np.empty(frame.height, np.uint32)
+    for at in blocks(len(key)):
+        key[at] = 0
+        for numbers, low, size in parts:
+            key[at] = key[at] * size + (numbers[at] - low)
+        if is_roomy:
+            key[at] = (key[at] << bits) | np.arange(at.start, at.stop)
+    if not is_roomy:
+        return pl.Series(np.argsort(key, kind="stable").astype(np.uint32))
     key.sort()
-    key &= (1 << bits) - 1
-    return pl.Series(key, dtype=pl.UInt32)
+    for at in blocks(len(key)):
+        order[at] = key[at] & ((1 << bits) - 1)
+    return pl.Series(order)
 
 
 def _sort(frame: pl.DataFrame, reader: Reader, found: Findings) -> pl.DataFrame:
-    """The log in order; notes how many events are tied, and warns of those that repeat another."""
+    """The log in order, taken out of `frame`; notes how many events are tied, and warns of repeated ones."""
     keys = [c for c in _KEYS if c in frame.columns]
     file, n = reader.file("interactions"), frame.height
     order = _order(frame, ["user_id", *keys])
     fine = _gathered(frame, order)
-    same = pl.lit(True)
-    for key in ("user_id", *keys[:1]):
-        same &= pl.col(key) == pl.col(key).shift(1)
-    is_tied = fine.select(same.fill_null(False)).to_series()
-    is_tied |= is_tied.shift(-1, fill_value=False)
+    columns = [fine.get_column(key) for key in ("user_id", *keys[:1])]
+    same = [(column.slice(1) == column.head(n - 1)).fill_null(False) for column in columns]
+    before, nowhere = functools.reduce(operator.and_, same), pl.Series([False])
+    is_tied = pl.concat([nowhere, before]) | pl.concat([before, nowhere])
     tied = fine.filter(is_tied).with_columns(order.filter(is_tied).alias(ROW))
     _count_repeats(tied.sort(ROW), n, keys, file, found)
     if keys:
@@ -198,13 +214,3 @@ def _count_repeats(tied: pl.DataFrame, n: int, keys: list[str], file: str, found
 
 def _numpy(frame: pl.DataFrame | None) -> np.ndarray:
     return np.empty(0) if frame is None else frame["item_id"].to_numpy()
-
-
-def _hash(paths: Mapping[str, Path], columns: Mapping[str, str]) -> str:
-    """SHA-256 of the names and bytes of all files read, and of the column mapping."""
-    digest = hashlib.sha256(repr(sorted(columns.items())).encode())
-    for name, path in sorted(paths.items()):
-        digest.update(f"\n{name} {path.name}\n".encode())
-        with path.open("rb") as f:
-            digest.update(hashlib.file_digest(f, "sha256").digest())
-    return digest.hexdigest()

@@ -34,7 +34,6 @@ class Tables:
     relevance: pl.DataFrame | None = None
     vectors: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     simulated: bool = False
-    source_hash: str = ""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -79,7 +79,8 @@ class ItemVocab:
             raise ValueError(f"{len(ids)} ids but {len(counts)} counts")
         is_int = len(ids) > 0 and all(isinstance(i, (int, np.integer)) for i in ids)
         keys = [int(i) for i in ids] if is_int else [str(i) for i in ids]
-        order = sorted(range(len(keys)), key=lambda k: (-int(counts[k]), keys[k]))
+        by_id = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+        order = by_id[np.argsort(-counts[by_id], kind="stable")].tolist()
         return cls(tuple(str(keys[k]) for k in order), "int" if is_int else "str")
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from recjax.data.impression_log import SPLITS
-from recjax.data.record import Column, Columns, Field, spans
+from recjax.data.record import Column, Field, RawColumns, Runs
 from recjax.data.tables import Tables
 from recjax.data.vocab import ItemVocab
 from recjax.tasks.asked_next import AskedNext
@@ -65,7 +65,7 @@ def _asked(task: AskedNext, log: Log, user_ids: pl.Series, period: int) -> _Aske
     return _Asked(target=target, told=told, items=items)
 
 
-def _columns(asked: _Asked, log: Log, vocab: ItemVocab, columns: Columns) -> dict[str, Column]:
+def _columns(asked: _Asked, log: Log, vocab: ItemVocab, columns: RawColumns) -> dict[str, Column | Runs]:
     """Held-out examples whose histories end where the prompt does, with the rows of their candidates."""
     users = columns["user_index"].values
     told, candidates = asked.told[users], [asked.items[user] for user in users.tolist()]
@@ -73,9 +73,7 @@ def _columns(asked: _Asked, log: Log, vocab: ItemVocab, columns: Columns) -> dic
     found = {**columns, "asked": Column(rows, _offsets(np.array([len(one) for one in candidates], np.int64)))}
     for name in ("items", "times"):
         if name in columns:
-            values, offsets = columns[name].values, columns[name].offsets
-            assert offsets is not None
-            found[name] = Column(values[spans(offsets[:-1], told)], _offsets(told))
+            found[name] = replace(columns[name], lengths=told)
     return found
 
 

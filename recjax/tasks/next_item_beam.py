@@ -130,7 +130,8 @@ def _examples(task: NextItem, cutoffs: Cutoffs, part: Path) -> None:
     """Write the examples of a part, its users, and its counts, beside it."""
     divided, vocab = _divided(task, cutoffs, part), _vocabulary(part.parent / _VOCABULARY)
     rows = vocab.encode(divided.log.item_ids)
-    for split, columns in whole.examples_by_split(divided, rows).items():
+    for split, raw in whole.examples_by_split(divided, rows).items():
+        columns = {name: column.joined() for name, column in raw.items()}
         arrays = {f"{name}/values": column.values for name, column in columns.items()}
         arrays |= {f"{name}/offsets": c.offsets for name, c in columns.items() if c.offsets is not None}
         _replace(_file(part, split), lambda opened, arrays=arrays: np.savez(opened, **arrays))

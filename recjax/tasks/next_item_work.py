@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from recjax.core.errors import DataError
+from recjax.data.blocks import look_up, tally
 from recjax.data.history import (
     TIE_RULES,
     Cuts,
@@ -30,12 +31,12 @@ from recjax.data.history import (
     leave_one_out,
 )
 from recjax.data.k_core import first_of_pairs, k_core
-from recjax.data.record import Column, Columns, Field, Schema, spans
+from recjax.data.record import Column, Field, RawColumns, Runs, Schema, spans
 from recjax.data.tables import Tables
 from recjax.data.titles import title_column
 from recjax.data.vocab import FIRST_ITEM, OOV, ItemVocab
 from recjax.tasks.next_item import NextItem
-from recjax.tasks.work import Work
+from recjax.tasks.work import AT_ONCE, Work, in_parts
 
 _CATALOGUES = {
     "interactions": "items that occur in the interactions",
@@ -55,9 +56,14 @@ class Divided:
     @property
     def train_counts(self) -> pl.DataFrame:
         """item_id, and `train_count`: how many training events it has."""
-        codes = self.log.items[_is_before(self.log.offsets, self.cuts.train_end)]
-        counts = np.bincount(codes, minlength=len(self.log.item_ids)).astype(np.int64)
+        size = len(self.log.item_ids)
+        counts = tally(self.log.items, size) - tally(self.log.items[self.later], size)  # the later ones are few
         return pl.DataFrame({"item_id": self.log.item_ids, "train_count": counts})
+
+    @property
+    def later(self) -> np.ndarray:
+        """The numbers of the events that are not for training."""
+        return spans(self.log.offsets[:-1] + self.cuts.train_end, self.log.lengths - self.cuts.train_end)
 
 
 def make_work(task: NextItem, tables: Tables) -> Work:
@@ -228,45 +234,41 @@ def _facets(task: NextItem, items: pl.DataFrame | None) -> pl.DataFrame | None:
     )
 
 
-def examples_by_split(divided: Divided, rows: np.ndarray, *, first_user: int = 0) -> dict[str, Columns]:
+def examples_by_split(divided: Divided, rows: np.ndarray, *, first_user: int = 0) -> dict[str, RawColumns]:
     """The examples of each split; item code c of the log is row `rows[c]`, its users are numbered from `first_user`.
 
     A user with two training events or more has a training example of them. A held-out example has as label the target,
     as `items` all events before it, and as `future` (`future_events` many) the events from it on that are held out with
     it; there is none without an event before the target, or where it is outside the catalogue.
     """
-    log, cuts, items = divided.log, divided.cuts, rows[divided.log.items]
+    log, cuts, items = divided.log, divided.cuts, look_up(rows, divided.log.items)
     begin = log.offsets[:-1]
 
-    def lists(at: np.ndarray, lengths: np.ndarray, names: tuple[str, str]) -> Columns:
-        """Items and times of the events `at` (numbers, or a mask), so many for each user."""
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        found = {names[0]: Column(items[at], offsets)}
-        return found if log.times is None else {**found, names[1]: Column(log.times[at], offsets)}
+    def lists(starts: np.ndarray, lengths: np.ndarray, names: tuple[str, str]) -> RawColumns:
+        """Items and times of the events from `starts` on, so many for each user."""
+        found = {names[0]: Runs(items, starts, lengths)}
+        return found if log.times is None else {**found, names[1]: Runs(log.times, starts, lengths)}
 
-    def first(users: np.ndarray, counts: np.ndarray) -> Columns:
-        """The first so many events of each of these users."""
-        of_all = np.zeros(len(begin), np.int64)
-        of_all[users] = counts
-        return lists(_is_before(log.offsets, of_all), counts, ("items", "times"))
-
-    def held_out(target: np.ndarray, end: np.ndarray) -> Columns:
+    def held_out(target: np.ndarray, end: np.ndarray) -> RawColumns:
         users = np.flatnonzero(target >= 1)
         users = users[items[begin[users] + target[users]] != OOV]
         at, end = target[users], end[users]
         found = {
             "user_index": Column(first_user + users),
-            **first(users, at),
+            **lists(begin[users], at, ("items", "times")),
             "label": Column(items[begin[users] + at]),
             "train_events": Column(cuts.train_end[users].astype(np.int32)),
-            **lists(spans(begin[users] + at, end - at), end - at, ("future", "future_times")),
+            **lists(begin[users] + at, end - at, ("future", "future_times")),
             "future_events": Column((end - at).astype(np.int32)),
         }
         return found if log.times is None else {**found, "label_time": Column(log.times[begin[users] + at])}
 
     users = np.flatnonzero(cuts.train_end >= 2)
     return {
-        "train": {"user_index": Column(first_user + users), **first(users, cuts.train_end[users])},
+        "train": {
+            "user_index": Column(first_user + users),
+            **lists(begin[users], cuts.train_end[users], ("items", "times")),
+        },
         "valid": held_out(cuts.valid_at, cuts.valid_end),
         "test": held_out(cuts.test_at, cuts.test_end),
     }
@@ -274,10 +276,9 @@ def examples_by_split(divided: Divided, rows: np.ndarray, *, first_user: int = 0
 
 def later_rows(divided: Divided, vocab: ItemVocab) -> tuple[np.ndarray, np.ndarray]:
     """The user number and the row of every event that is not for training."""
-    log, end = divided.log, divided.cuts.train_end
-    later = log.lengths - end
-    at = spans(log.offsets[:-1] + end, later)
-    return np.repeat(np.arange(len(end)), later), vocab.encode(log.item_ids)[log.items[at]]
+    log = divided.log
+    users = np.repeat(np.arange(len(log.lengths)), log.lengths - divided.cuts.train_end)
+    return users, vocab.encode(log.item_ids)[log.items[divided.later]]
 
 
 def schemas(times: bool) -> dict[str, Schema]:
@@ -294,13 +295,6 @@ def _schema(times: bool, held_out: bool = False) -> tuple[Field, ...]:
         timed = [Field(name="label_time", dtype="int64", rank=0), Field(name="future_times", dtype="int64", rank=1)]
         fields += timed if times else []
     return tuple(fields)
-
-
-def _is_before(offsets: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """bool per event: whether it is among the first `end` of its user."""
-    found = np.ones(offsets[-1], bool)
-    found[spans(offsets[:-1] + end, np.diff(offsets) - end)] = False  # fewer, as a rule, than those before
-    return found
 
 
 def counts_of(divided: Divided, rows: np.ndarray) -> dict[str, dict[str, int]]:
@@ -326,15 +320,17 @@ def counts_of(divided: Divided, rows: np.ndarray) -> dict[str, dict[str, int]]:
         "items": len(log.item_ids),
         "users_below_min_events": log.users_dropped,
         "events_of_those_users": log.events_dropped,
-        "events_outside_catalogue": int(np.bincount(log.items, minlength=len(rows))[rows < FIRST_ITEM].sum()),
+        "events_outside_catalogue": int(tally(log.items, len(rows))[rows < FIRST_ITEM].sum()),
     }
     return counts
 
 
 def _seen_before(log: Histories, users: np.ndarray, at: np.ndarray) -> int:
     """How many of these users have their target among the events before it."""
-    target = np.full(len(log.lengths), -1, np.int32)
-    end = np.zeros(len(log.lengths), np.int64)
-    target[users], end[users] = log.items[log.offsets[users] + at], at
-    repeated = np.flatnonzero(_is_before(log.offsets, end) & (log.items == np.repeat(target, log.lengths)))
-    return len(np.unique(np.searchsorted(log.offsets, repeated, side="right")))
+    starts, found = log.offsets[users], 0
+    pairs = {"history": Runs(log.items, starts, at), "target": Column(log.items[starts + at])}
+    for part in in_parts(pairs, AT_ONCE):
+        history, target = part["history"].joined(), part["target"]
+        repeated = np.flatnonzero(history.values == np.repeat(target.values, history.lengths))
+        found += len(np.unique(np.searchsorted(np.cumsum(history.lengths), repeated, side="right")))
+    return found

@@ -133,9 +133,10 @@ def _dataset_fn(work: Work) -> Callable[..., Dataset]:
         import tensorflow as tf
 
         ragged: Any = tf.RaggedTensor
+        whole = {name: column.joined() for name, column in work.raw[split].items()}
         slices: Any = {
             name: _tensor(c.values) if c.offsets is None else ragged.from_row_splits(_tensor(c.values), c.offsets)
-            for name, c in work.raw[split].items()
+            for name, c in whole.items()
         }
         return tf.data.Dataset.from_tensor_slices(slices)
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from recjax.data.record import Column, Columns, Field, Schema
+from recjax.data.record import Column, Field, RawColumns, Schema
 from recjax.data.sources import DataDir
 from recjax.data.text import TextVocab, Tokenizer
 from recjax.data.vocab import ItemVocab
@@ -22,6 +22,7 @@ from recjax.data.vocab import ItemVocab
 Example = dict[str, Any]
 # In the metadata of a task's field: prepared folders are not named after its default, as they were not before it.
 LATER = "later"
+AT_ONCE = 2048  # examples, whose events fit the cache of a processor
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Work:
     """
 
     name: str
-    raw: Mapping[str, Columns]
+    raw: Mapping[str, RawColumns]
     steps: Sequence[Encode]
     schemas: Mapping[str, Schema]
     vocab: ItemVocab
@@ -80,27 +81,20 @@ def examples_of(work: Work, split: str) -> Iterator[Example]:
         yield example
 
 
-def count(columns: Columns) -> int:
+def count(columns: RawColumns) -> int:
     """The number of examples in columns."""
     return len(next(iter(columns.values())))
 
 
-def in_parts(columns: Columns, size: int) -> Iterator[dict[str, Column]]:
+def in_parts(columns: RawColumns, size: int) -> Iterator[RawColumns]:
     """The columns again, `size` examples at a time."""
     for start in range(0, count(columns), size):
-        yield {name: _part(column, start, start + size) for name, column in columns.items()}
+        yield {name: column.part(start, start + size) for name, column in columns.items()}
 
 
 def columns_of(examples: Sequence[Example], schema: Schema) -> dict[str, Column]:
     """Examples one by one as columns."""
     return {f.name: _column([e[f.name] for e in examples], f) for f in schema}
-
-
-def _part(column: Column, start: int, stop: int) -> Column:
-    if column.offsets is None:
-        return Column(column.values[start:stop])
-    offsets = column.offsets[start : stop + 1]
-    return Column(column.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
 def _column(values: list[Any], spec: Field) -> Column:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from recjax.data.record import Column, Field, decode, encode, spans
+from recjax.data.record import Column, Field, Runs, decode, encode, spans
 
 SCHEMA = (
     Field(name="user_index", dtype="int64", rank=0),
@@ -24,14 +24,10 @@ def random_columns(rng: np.random.Generator, count: int) -> dict[str, Column]:
     }
 
 
-def split(data: bytes, bounds: np.ndarray) -> list[bytes]:
-    return [data[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-
-
 @pytest.mark.parametrize("count", [0, 1, 2, 37])
 def test_decoding_gives_back_what_was_encoded(count: int) -> None:
     columns = random_columns(np.random.default_rng(count), count)
-    back = decode(split(*encode(columns, SCHEMA)), SCHEMA)
+    back = decode(encode(columns, SCHEMA), SCHEMA)
     for field in SCHEMA:
         assert back[field.name].values.dtype == np.dtype(field.dtype)
         assert len(back[field.name]) == count
@@ -46,12 +42,10 @@ def test_a_record_has_the_documented_bytes() -> None:
         "score": Column(np.array([1.5], np.float32)),
         "times": Column(np.array([-1]), np.array([0, 1])),
     }
-    data, bounds = encode(columns, SCHEMA)
-    assert bounds.tolist() == [0, len(data)]
     expected = np.array([2, 1], "<i4").tobytes()  # the lengths of the two lists
     expected += np.array([7], "<i8").tobytes() + np.array([5, 6], "<i4").tobytes()
     expected += np.array([1.5], "<f4").tobytes() + np.array([-1], "<i8").tobytes()
-    assert data == expected
+    assert [*encode(columns, SCHEMA)] == [expected]
 
 
 def test_columns_may_begin_in_the_middle_of_their_values() -> None:
@@ -60,15 +54,32 @@ def test_columns_may_begin_in_the_middle_of_their_values() -> None:
         name: Column(c.values[4:8]) if c.offsets is None else Column(c.values, c.offsets[4:9])
         for name, c in columns.items()
     }
-    back = decode(split(*encode(part, SCHEMA)), SCHEMA)
+    back = decode(encode(part, SCHEMA), SCHEMA)
     for name in columns:
         for i in range(4):
             np.testing.assert_array_equal(back[name][i], columns[name][i + 4])
 
 
+def test_runs_are_lists_that_may_overlap_and_have_the_records_of_a_copy() -> None:
+    rng, values = np.random.default_rng(4), np.arange(40)
+    starts, lengths = rng.integers(0, 30, 12), rng.integers(0, 10, 12)
+    runs = Runs(values, starts, lengths)
+    copied = Column(
+        np.concatenate([values[s : s + n] for s, n in zip(starts, lengths, strict=True)]),
+        np.concatenate([[0], lengths.cumsum()]),
+    )
+    schema = (Field(name="items", dtype="int64", rank=1),)
+    for start, stop in ((0, 12), (3, 7), (5, 5)):
+        some, same = runs.part(start, stop), copied.part(start, stop)
+        assert [some[i].tolist() for i in range(len(some))] == [same[i].tolist() for i in range(len(same))]
+        assert some.joined().values.tolist() == same.joined().values.tolist()
+        assert some.joined().offsets.tolist() == same.joined().offsets.tolist()
+        assert [*encode({"items": some}, schema)] == [*encode({"items": same}, schema)]
+
+
 @pytest.mark.parametrize("cut", [1, 4, 8, 1000])
 def test_a_shortened_or_lengthened_record_is_refused(cut: int) -> None:
-    whole = split(*encode(random_columns(np.random.default_rng(1), 3), SCHEMA))
+    whole = [*encode(random_columns(np.random.default_rng(1), 3), SCHEMA)]
     for records in ([whole[0], whole[1][:-cut], whole[2]], [whole[0] + b"\0" * cut]):
         with pytest.raises(ValueError, match="record"):
             decode(records, SCHEMA)

@@ -10,6 +10,7 @@ import pytest
 from recjax.core.errors import ConfigError, DataError
 from recjax.data import lexicon
 from recjax.data.draws import Stream, halving, power
+from recjax.data.identity import source_hash
 from recjax.data.simulate import START, World, write
 from recjax.data.simulate_log import PERIODS, YEAR, history_lengths
 from recjax.data.sources import DataDir
@@ -69,7 +70,7 @@ def tables(world):
 
 def test_shape_of_the_tables(world, tables):
     log = tables.interactions
-    assert log.height == world.num_events and tables.simulated and tables.source_hash == world.hash
+    assert log.height == world.num_events and tables.simulated
     assert log.columns == ["user_id", "item_id", "timestamp", "order"]
     assert log["user_id"].n_unique() == world.users == tables.users.height
     assert tables.items["item_id"].to_list() == list(range(1, world.items + 1))
@@ -271,7 +272,7 @@ def test_nothing_is_overwritten(tmp_path):
 
 
 def test_the_default_data_directory_is_the_simulated_world():
-    assert DataDir(simulate=SMALL).load().source_hash == SMALL.hash
+    assert source_hash(DataDir(simulate=SMALL)) == SMALL.hash
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from recjax.core.errors import DataError
+from recjax.data.identity import source_hash
 from recjax.data.sources import DataDir
 from recjax.data.titles import title_column
 
@@ -144,11 +145,11 @@ def test_odd_but_usable_things_are_kept_and_counted(tmp_path):
 
 def test_hash_follows_the_bytes_and_the_mapping(tmp_path):
     put(tmp_path, interactions=LOG | {"other": LOG["item_id"]})
-    first = DataDir(path=str(tmp_path)).load().source_hash
-    assert DataDir(path=str(tmp_path)).load().source_hash == first and len(first) == 64
-    assert DataDir(path=str(tmp_path), columns={"item_id": "other"}).load().source_hash != first
+    first = source_hash(DataDir(path=str(tmp_path)))
+    assert source_hash(DataDir(path=str(tmp_path))) == first and len(first) == 64
+    assert source_hash(DataDir(path=str(tmp_path), columns={"item_id": "other"})) != first
     put(tmp_path, items={"item_id": [5]})
-    assert DataDir(path=str(tmp_path)).load().source_hash != first
+    assert source_hash(DataDir(path=str(tmp_path))) != first
 
 
 def test_text_ids_that_hold_numbers_join_numbers(tmp_path):
