@@ -99,9 +99,8 @@ def main() -> None:
     rows = {name: told(arm) for name, arm in arms.items()}
     alone = [rows["recommendation"], rows["search"]]
     for part in ("step", "loader"):
-        worth = sum(
-            n * one[f"{part}_ms"] / one["examples"][0] for n, one in zip(rows["both"]["examples"], alone, strict=True)
-        )
+        pairs = zip(rows["both"]["examples"], alone, strict=True)
+        worth = sum(examples * one[f"{part}_ms"] / one["examples"][0] for examples, one in pairs)
         rows["both"][f"{part}_worth"] = worth / rows["both"][f"{part}_ms"]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "joint_throughput.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -126,19 +125,14 @@ def told(arm: Arm) -> dict:
 
 def table(rows: dict) -> str:
     """In Markdown."""
-    head = "model | rows of the table, scored | slots in use | examples in a step | targets | loader, ms | step, ms | targets/s"
-    lines = [f"| {head} | worth |", "|---" * (head.count("|") + 2) + "|"]
+    head = ["model", "rows of the table, scored", "slots in use", "examples in a step", "targets"]
+    head += ["loader, ms", "step, ms", "targets/s", "worth"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, row in rows.items():
-        examples = " + ".join(f"{n:.0f}" for n in row["examples"])
-        worth = f"{row['step_worth']:.2f}" if "step_worth" in row else ""
-        cells = [
-            name,
-            f"{row['rows']:,}, {row['scored']:,}",
-            f"{row['row_use']:.1%}",
-            examples,
-            f"{row['targets']:.0f}",
-        ]
-        cells += [f"{row['loader_ms']:.1f}", f"{row['step_ms']:.0f}", f"{row['targets_per_s']:,.0f}", worth]
+        cells = [name, f"{row['rows']:,}, {row['scored']:,}", f"{row['row_use']:.1%}"]
+        cells += [" + ".join(f"{n:.0f}" for n in row["examples"]), f"{row['targets']:.0f}", f"{row['loader_ms']:.1f}"]
+        cells += [f"{row['step_ms']:.0f}", f"{row['targets_per_s']:,.0f}"]
+        cells += [f"{row['step_worth']:.2f}" if "step_worth" in row else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
