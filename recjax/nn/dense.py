@@ -27,20 +27,7 @@ from recjax.nn.linear import linear
 # Up to so many ranks over all domains they are computed side by side and all but one set to zero; beyond, each row
 # gathers the adapter of its domain.
 SIDE_BY_SIDE = 1024
-# What a fresh adapter consists of; A is drawn.
-_FRESH = {
-    "adapter_in": nnx.initializers.glorot_normal(),
-    "adapter_out": nnx.initializers.zeros,
-    "adapter_matrix": nnx.initializers.zeros,
-    "adapter_factor": nnx.initializers.ones,
-    "adapter_bias": nnx.initializers.zeros,
-    # of a norm by domain (`nn.domain_norm`)
-    "adapter_mean": nnx.initializers.zeros,
-    "adapter_variance": nnx.initializers.ones,
-    "adapter_batches": nnx.initializers.zeros,
-    "adapter_scale": nnx.initializers.ones,
-    "adapter_shift": nnx.initializers.zeros,
-}
+_ADAPTER = "adapter_"  # how the names of parameters begin that each domain has for itself
 
 
 Domain = Int[Array, " b"] | Float[Array, "b m"]
@@ -212,7 +199,8 @@ def merged(params: Params, domain: int) -> Params:
     """
     if "adapter_mean" in params:
         raise ConfigError("a norm by domain cannot be merged into a backbone that has none")
-    out = {k: merged(dict(v), domain) if isinstance(v, Mapping) else v for k, v in params.items() if k not in _FRESH}
+    kept = {name: value for name, value in params.items() if not name.startswith(_ADAPTER)}
+    out = {name: merged(dict(value), domain) if isinstance(value, Mapping) else value for name, value in kept.items()}
     if "adapter_bias" in params:
         shift = params["adapter_bias"]
         if not 0 <= domain < len(shift):
@@ -226,20 +214,6 @@ def merged(params: Params, domain: int) -> Params:
         else:
             out["weight"] = out["weight"] * params["adapter_factor"][domain]
         out["bias"] = out["bias"] + shift[domain]
-    return out
-
-
-def with_domain(params: Params, key: Key[Array, ""]) -> Params:
-    """`params` with adapters for one more domain, as if just made; the others stay as they are."""
-    out: Params = {}
-    for number, (name, value) in enumerate(sorted(params.items())):
-        part = jax.random.fold_in(key, number)
-        if isinstance(value, Mapping):
-            out[name] = with_domain(dict(value), part)
-        elif name in _FRESH:
-            out[name] = jnp.concatenate([value, _FRESH[name](part, value.shape[1:], value.dtype)[None]])
-        else:
-            out[name] = value
     return out
 
 

@@ -18,7 +18,7 @@ from recjax.models.ranker import Head, Ranker
 from recjax.models.sequence import count_parameters
 from recjax.nn.by_domain import ByDomain, DomainGate
 from recjax.nn.crossing import Cross
-from recjax.nn.dense import Dense, DomainAdapters, Pass, adapt, merged, with_domain
+from recjax.nn.dense import Dense, DomainAdapters, Pass, adapt, merged
 from recjax.nn.experts import Mmoe, Ple
 from recjax.nn.factorization import FactorizationMachine
 from recjax.nn.field_attention import FieldAttention
@@ -64,8 +64,12 @@ def test_every_form_begins_as_the_backbone_and_is_its_merged_one(form: Any) -> N
     stripped = {k: {n: v for n, v in x.items() if "adapter" not in n} for k, x in params["tower"].items()}
     unknown = adapted.apply(params, {"x": X, "domain": UNKNOWN})
     np.testing.assert_array_equal(unknown, plain.apply({"tower": stripped}, {"x": X}))
-    more = with_domain(params, jax.random.key(0))
     wider = Functional(lambda rngs: Model(DomainAdapters(domains=DOMAINS + 1, form=form, rank=2), rngs=rngs))
+    more = jax.tree.map(
+        lambda old, new: old if old.shape == new.shape else jnp.concatenate([old, new[DOMAINS:]]),
+        params,
+        wider.init(jax.random.key(0)),
+    )
     np.testing.assert_allclose(wider.apply(more, {"x": X, "domain": DOMAIN}), mixed, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(wider.apply(more, {"x": X, "domain": UNKNOWN}), unknown)
 
