@@ -21,6 +21,7 @@ from recjax.core.folder import hash_of
 from recjax.data.fields import (
     FIRST_ROW,
     Bucketed,
+    CatalogueItem,
     Categorical,
     Cross,
     Declaration,
@@ -66,9 +67,14 @@ class FieldEncoder:
 
     @classmethod
     def fit(
-        cls, declared: Sequence[Declaration], columns: Columns, vectors: VectorTables | None = None
+        cls,
+        declared: Sequence[Declaration],
+        columns: Columns,
+        vectors: VectorTables | None = None,
+        catalogue: Sequence[str] = (),
     ) -> FieldEncoder:
-        """Learn vocabularies, scales and ranges from the columns of the training rows.
+        """Learn vocabularies, scales and ranges from the columns of the training rows; `catalogue` are the ids of all
+        items in order of their rows.
 
         Raises `ConfigError` for two fields of one name or a field that shares rows with one that is not there,
         `DataError` for a column that is missing or of the wrong kind.
@@ -79,7 +85,10 @@ class FieldEncoder:
             for name, sources in one.sources:
                 if name in found:
                     raise ConfigError(f"two fields are named {name}", mend="give one of them a suffix")
-                field = _fit(one, name, tuple(sources), columns, found, vectors or {}, offset)
+                if isinstance(one, CatalogueItem):
+                    field = _item(FieldShape(name=name, kind=one.kind), tuple(sources), columns, catalogue)
+                else:
+                    field = _fit(one, name, tuple(sources), columns, found, vectors or {}, offset)
                 offset += 0 if field.shape.of else field.shape.rows
                 found[name] = field
         if not found:
@@ -176,10 +185,7 @@ def _fit(
     offset: int,
 ) -> Fitted:
     shape = FieldShape(name=name, kind=one.kind, offset=offset)
-    for source in sources:
-        if source not in columns:
-            expected = ", ".join(sorted(columns))
-            raise DataError(f"there is no column {source}", where=f"field {name}", expected=f"one of {expected}")
+    _check_columns(sources, columns, name)
     column = columns[sources[0]]
     if isinstance(one, Categorical):
         if one.hashes > 1:
@@ -214,6 +220,19 @@ def _fit(
     if isinstance(one, Vector):
         return _vectors(one, replace(shape, offset=0), sources[0], vectors)
     raise TypeError(f"unknown declaration {type(one).__name__}")
+
+
+def _check_columns(sources: Sequence[str], columns: Columns, name: str) -> None:
+    for source in sources:
+        if source not in columns:
+            expected = ", ".join(sorted(columns))
+            raise DataError(f"there is no column {source}", where=f"field {name}", expected=f"one of {expected}")
+
+
+def _item(shape: FieldShape, sources: tuple[str, ...], columns: Columns, catalogue: Sequence[str]) -> OneRow:
+    """Rows of the catalogue: padding for missing, the unknown item, and the items from `FIRST_VALUE` on."""
+    _check_columns(sources, columns, shape.name)
+    return OneRow(shape, sources, Vocabulary(tuple(catalogue)))
 
 
 def _vocabulary(column: Raw, min_count: int) -> Vocabulary:

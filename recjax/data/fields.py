@@ -123,6 +123,14 @@ class SameAs(Declaration):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CatalogueItem(Declaration):
+    """An item by its row in the catalogue, also one that no training row has: for what is known of items besides their
+    rows (facts, such as pieces of semantic ids). It has no rows of the table itself, nor have sequences of it."""
+
+    kind: ClassVar[str] = "item"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bucketed(Declaration):
     """A number as one of several ranges: the given `edges` (ascending; a range holds its lower edge), or `quantiles`
     ranges of equally many training rows."""
@@ -194,6 +202,7 @@ class FieldShape:
     categorical     field/<name> int32 [b]          rows of the table
     multi_valued    field/<name> int32 [b, width]   rows, 0 padded on the right, without an order; hashes too
     sequence        field/<name> int32 [b, width]   rows of the field `of`, oldest first, 0 padded on the right
+    item            field/<name> int32 [b]          rows of the catalogue, as facts have them; a sequence `of` it too
     numeric         field/<name> float32 [b]        presence bits too
     vector          field/<name> float32 [b, width]
 

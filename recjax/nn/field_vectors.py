@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from recjax.core.errors import ConfigError
 from recjax.core.module import Module, Rngs, param
@@ -22,10 +22,11 @@ from recjax.nn.composed import taken
 from recjax.nn.dense import Dense, Pass
 from recjax.nn.embed import PAD, lookup
 from recjax.nn.interaction import Alike, Inputs, InputShape
+from recjax.nn.item_vectors import ContentVectors, PieceVectors
 from recjax.nn.past_vectors import PRESENT, PastVectors
 from recjax.nn.target_attention import TargetAttention
 
-ROW_KINDS = ("categorical", "multi_valued", "sequence")
+ROW_KINDS, ITEM = ("categorical", "multi_valued", "sequence"), "item"
 CONTEXT, OWNER = "context/", "owner"
 
 
@@ -48,6 +49,8 @@ class FieldConfig:
     """Vectors of `width`. Several values of a field are their `pooling`; a sequence is pooled by `attention` to the
     field whose rows it shares, where there is one, and else as several values are.
 
+    Fields of kind "item", and sequences of them, have the vectors that `items` makes of facts (`nn.item_vectors`).
+
     A number stands beside the vectors ("number"), or is a vector of its own times its value ("vector"). `past` makes
     one vector of several that earlier models had (`nn.past_vectors`), in the place of these. Fields that are `unread`
     have no vector of their own: their values are only looked up in tables of earlier models. `dropout` acts on the
@@ -58,6 +61,7 @@ class FieldConfig:
     pooling: Literal["mean", "sum"] = "mean"
     attention: TargetAttention | None = None
     numeric: Literal["number", "vector"] = "number"
+    items: PieceVectors | ContentVectors | None = None
     past: Sequence[PastVectors] = ()
     unread: Sequence[str] = ()
     dropout: float = 0.0
@@ -78,20 +82,26 @@ class FieldVectors(Module):
     """
 
     def __init__(self, config: FieldConfig, fields: Sequence[FieldShape], *, first_order: bool, rngs: Rngs) -> None:
-        if unknown := [f.name for f in fields if f.kind not in (*ROW_KINDS, "numeric", "vector")]:
+        if unknown := [f.name for f in fields if f.kind not in (*ROW_KINDS, ITEM, "numeric", "vector")]:
             raise ConfigError(f"fields of an unknown kind: {', '.join(unknown)}")
         self.config, self.first_order = config, first_order
         ids = tuple(f.name for f in fields if f.kind == "categorical")
         if unknown := sorted(set(config.unread) - set(ids)):
             raise ConfigError(f"no field {', '.join(unknown)}", where="FieldConfig.unread", expected=", ".join(ids))
         self.single = tuple(name for name in ids if name not in config.unread)
-        self.several = tuple((f.name, f.of) for f in fields if f.kind in ("multi_valued", "sequence"))
+        items = [f.name for f in fields if f.kind == ITEM]
+        self.of_items = tuple(f.name for f in fields if f.name in items or f.of in items)
+        lists = [f for f in fields if f.kind in ("multi_valued", "sequence") and f.name not in self.of_items]
+        self.several = tuple((f.name, f.of) for f in lists)
         taken = [name for one in config.past for name in one.fields]
         self.projected = tuple(f.name for f in fields if f.kind == "vector" and f.name not in taken)
         self.numeric = tuple(f.name for f in fields if f.kind == "numeric")
         by_vector, past = self.numeric if config.numeric == "vector" else (), (p.name for p in config.past)
         self.shape = InputShape(
-            names=(*self.single, *(name for name, _ in self.several), *self.projected, *past, *by_vector),
+            names=(
+                *(*self.single, *(name for name, _ in self.several), *self.projected),
+                *(*past, *self.of_items, *by_vector),
+            ),
             width=config.width,
             numbers=len(self.numeric) - len(by_vector),
         )
@@ -112,8 +122,12 @@ class FieldVectors(Module):
             setattr(self, f"past{number}", one.make(found.pop(), config.width, rngs=rngs))
         normal = nnx.initializers.normal(1e-2)
         columns = config.width + first_order
+        if bool(items) != (config.items is not None):
+            expected = "both a field of kind item (fields.CatalogueItem) and how items have vectors, or neither"
+            raise ConfigError(f"FieldConfig.items = {config.items} for the fields {items}", expected=expected)
+        self.items = config.items.make(columns, rngs=rngs) if config.items else None
         self.scaled = param(rngs, (len(by_vector), columns), (None, None), normal) if by_vector else None
-        for number, field in enumerate(f for f in fields if f.kind in ("multi_valued", "sequence")):
+        for number, field in enumerate(lists):
             if field.kind == "sequence" and config.attention is not None and field.of:
                 if field.of not in self.single:
                     expected = ", ".join(self.single)
@@ -168,6 +182,11 @@ class FieldVectors(Module):
             make = getattr(self, f"past{number}").of_batch
             reads = [one.of] if one.of else [n + bit for n in one.fields for bit in ("", PRESENT)]
             vectors.append(made(one.name, reads, make)[:, None])
+        items = self.items(of_rows, call) if self.items is not None else table
+        for name in self.of_items:
+            vector = made(name, [name], lambda b, n=name: self._of_items(items, b[f"field/{n}"]))
+            weights.append(vector[:, width:].sum(1))
+            vectors.append(vector[:, None, :width])
         numbers = [made(name, [name], lambda b, n=name: jnp.asarray(b[f"field/{n}"])) for name in self.numeric]
         values = jnp.stack(numbers, axis=1) if numbers else jnp.zeros((rows, 0), table.dtype)
         if self.scaled is not None:
@@ -207,6 +226,11 @@ class FieldVectors(Module):
             ends.append(ends[-1] + each.shape[1])
         block, *parts = jnp.split(lookup(table, jnp.concatenate(ids, axis=1)), ends if lists else [], axis=1)
         return block, {name: (part, each != PAD) for name, part, each in zip(several, parts, lists, strict=True)}
+
+    def _of_items(self, items: Float[Array, "v e"], rows: Int[Array, "b ..."]) -> Float[Array, "b e"]:
+        """The vector of an item, or of several, of which 0 is none."""
+        found = lookup(items, rows)
+        return found if rows.ndim == 1 else self._pool(found, rows != PAD)
 
     def _pool(self, found: Float[Array, "b n e"], real: Bool[Array, "b n"]) -> Float[Array, "b e"]:
         total = found.sum(1)

@@ -85,7 +85,8 @@ class Impressions:
     is the column that tells whose rows stand together in grouped metrics and intervals, and `item` that of the item.
     `request` is the column that tells which rows were candidates for one place, among which positives are ranked; where
     negatives are drawn and none is named, a positive and those drawn for it are a request. `lengths` names a column of
-    text by whose number of characters evaluation tells rows apart, such as what has been typed of a query.
+    text by whose number of characters evaluation tells rows apart, such as what has been typed of a query. `titles`
+    are the columns of the items table whose texts together stand for the title of an item (none: its title).
     """
 
     data: DataDir = field(default_factory=DataDir)
@@ -119,11 +120,13 @@ class Impressions:
     window_of: str = field(default="log", metadata={LATER: True})
     domains: tuple[str, ...] = field(default=(), metadata={LATER: True})
     lengths: str = field(default="", metadata={LATER: True})
+    titles: tuple[str, ...] = field(default=(), metadata={LATER: True})
     seed: int = 0
     name: str = "impressions"
 
     def __post_init__(self) -> None:
-        for name in ("fields", "joins", "imputation", "counters", "histories", "ahead", "window", "cuts", "domains"):
+        lists = ("fields", "joins", "imputation", "counters", "histories", "ahead", "window", "cuts", "domains")
+        for name in (*lists, "titles"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not NAME.fullmatch(self.name):
             raise ConfigError(f"Impressions.name = {self.name!r}", expected="letters, digits, _ and . only")

@@ -53,9 +53,10 @@ def make_work(task: Impressions, log: ImpressionLog) -> Work:
     _check_parts(rows)
     complete = completed(columns, sides, task.imputation)
     trained = np.flatnonzero(rows.part == TRAIN)
-    encoder = FieldEncoder.fit(task.fields, {n: c.take(trained) for n, c in complete.items()}, log.vectors)
-    features = RankerFeatures(_read(sides, task, encoder), tuple(task.imputation), encoder, snapshots)
     vocab, catalogue = _catalogue(task, log, frame, rows, items, item_ids)
+    known = {n: c.take(trained) for n, c in complete.items()}
+    encoder = FieldEncoder.fit(task.fields, known, log.vectors, vocab.ids)
+    features = RankerFeatures(_read(sides, task, encoder), tuple(task.imputation), encoder, snapshots)
     number, domains = _by_size(domain[rows.log], rows.part, domains, task.domains)
     made = {
         "user_index": Column(users[rows.log]),
@@ -250,10 +251,26 @@ def _catalogue(
     vocab = ItemVocab.from_counts(known["item_id"], known["train_count"].to_numpy())
     catalogue = known.select(pl.Series("row", vocab.encode(known["item_id"])), "item_id", "train_count").sort("row")
     title = title_column(table)
-    if table is not None and title is not None and table["item_id"].dtype == item_ids.dtype:
-        titles = table.select("item_id", pl.col(title).cast(pl.String).alias("title"))
+    named = task.titles or ([title] if title else [])
+    if table is not None and named and table["item_id"].dtype == item_ids.dtype:
+        titles = table.select("item_id", _text(table, named).alias("title"))
         catalogue = catalogue.join(titles, on="item_id", how="left", maintain_order="left")
     return vocab, catalogue
+
+
+def _text(table: pl.DataFrame, names: Sequence[str]) -> pl.Expr:
+    """The texts of these columns one after the other, those of a list with spaces between them; null where all are."""
+    if unknown := [name for name in names if name not in table.columns]:
+        raise DataError(
+            f"there is no column {unknown[0]}", where="Impressions.titles, items", expected=", ".join(table.columns)
+        )
+    lists = [isinstance(table.schema[name], pl.List) for name in names]
+    parts = [
+        pl.col(name).cast(pl.List(pl.String)).list.join(" ") if several else pl.col(name).cast(pl.String)
+        for name, several in zip(names, lists, strict=True)
+    ]
+    text = pl.concat_str(parts, separator=" ", ignore_nulls=True)
+    return pl.when(pl.all_horizontal(pl.col(name).is_null() for name in names)).then(None).otherwise(text)
 
 
 def _items(rows: Rows, items: np.ndarray) -> np.ndarray:

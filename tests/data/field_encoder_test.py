@@ -12,6 +12,7 @@ from recjax.data.field_encoder import FieldEncoder
 from recjax.data.fields import (
     FIRST_ROW,
     Bucketed,
+    CatalogueItem,
     Categorical,
     Cross,
     Declaration,
@@ -262,3 +263,15 @@ def test_mistakes_are_told(declared: tuple[Declaration, ...], error: type[Except
 def test_declarations_refuse_what_makes_no_field(kind: type[Declaration], settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         kind(**settings)
+
+
+def test_an_item_is_found_by_its_row_in_the_catalogue(rows: list[dict[str, Any]]) -> None:
+    declared = (CatalogueItem(columns=("item",)), SequenceOf(columns=("past",), of="item", limit=4))
+    catalogue = [str(number) for number in range(500, 9, -1)]
+    encoder = FieldEncoder.fit(declared, columns_of(rows), catalogue=catalogue)
+    asked = [{"item": 500, "past": [499, 7]}, {"item": None, "past": None}, {"item": 5, "past": [10]}]
+    got = encoder.encode(columns_of(asked))
+    np.testing.assert_array_equal(got["field/item"], [2, 0, 1])
+    np.testing.assert_array_equal(got["field/past"], [[3, 1, 0, 0], [0, 0, 0, 0], [492, 0, 0, 0]])
+    assert encoder.table_rows == 0  # it takes none
+    assert FieldEncoder.from_told(json.loads(json.dumps(encoder.told())), {}).hash == encoder.hash

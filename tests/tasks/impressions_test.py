@@ -12,8 +12,8 @@ import pytest
 from recjax.core.errors import ConfigError, DataError
 from recjax.data.counters import Counter, History
 from recjax.data.examples import Examples
-from recjax.data.fields import Bucketed, Categorical, Cross, MultiValued, Numeric, SequenceOf
-from recjax.data.impression_log import ImpressionLog
+from recjax.data.fields import Bucketed, CatalogueItem, Categorical, Cross, MultiValued, Numeric, SequenceOf
+from recjax.data.impression_log import SPLITS, ImpressionLog
 from recjax.data.ranker_features import RankerFeatures
 from recjax.data.rated_world import RatedWorld
 from recjax.data.shards import MemorySource
@@ -333,3 +333,25 @@ def test_what_the_data_lacks_is_told(settings: dict[str, Any], error: type[Excep
 def test_settings_that_make_no_task_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         _ = impressions(**settings).rules
+
+
+def test_items_of_the_catalogue_have_their_rows_in_training_or_not() -> None:
+    world = RatedWorld(rows=300, users=40, items=300)
+    task = impressions(
+        data=DataDir(simulate=world), fields=(CatalogueItem(columns=("item_id",)),), counters=(), histories=()
+    )
+    work = task.work()
+    for split in SPLITS:
+        np.testing.assert_array_equal(column(work, "codes", split)[:, 0], column(work, "items", split)[:, 0])
+    assert set(column(work, "items", "test").ravel()) - set(column(work, "items").ravel())  # some are new
+
+
+def test_what_stands_for_a_title_may_be_several_columns() -> None:
+    items = pl.DataFrame({"item_id": [1, 2, 3], "title": ["Red", None, None], "genres": [["a", "b"], ["c"], None]})
+    log = log_of(user_id=[1] * 9, item_id=[1, 2, 3] * 3, timestamp=list(range(9)), label=[0, 1, 1] * 3)
+    log = dataclasses.replace(log, sides={"items": items})
+    for titles, expected in (((), ["Red", None, None]), (("title", "genres"), ["Red a b", "c", None])):
+        work = Impressions(titles=titles, valid_fraction=0.3, test_fraction=0.3).work_on(log)
+        assert work.items.sort("item_id")["title"].to_list() == expected
+    with pytest.raises(DataError, match="no column brand"):
+        Impressions(titles=("brand",)).work_on(log)
