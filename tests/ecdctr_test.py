@@ -69,9 +69,10 @@ def test_what_crosses_is_everything_but_batch_norms(stages: Path, prepare_here: 
     assert recipe.warm_start is not None
     start = WarmStart(checkpoints=str(stages), stage="6_cpm_alone")
     with cpm.mesh.activate():
-        there = cpm.warm_started(cpm.init_state(), start).params
+        there = cpm.warm_started(cpm.init_state(), start)[0].params
         fresh = ads.init_state()
-        here = ads.warm_started(fresh, recipe.warm_start).params
+        begun, taken = ads.warm_started(fresh, recipe.warm_start)
+        here = begun.params
     dropped = 0
     trained, untouched = by_path(there), by_path(fresh.params)
     for path, value in by_path(here).items():
@@ -79,6 +80,8 @@ def test_what_crosses_is_everything_but_batch_norms(stages: Path, prepare_here: 
         np.testing.assert_array_equal(value, from_where[path], err_msg=path)
         dropped += bool(NORM.search(path)) and not np.array_equal(trained[path], untouched[path])
     assert dropped > 4
+    assert taken.left == taken.fresh == [path for path in by_path(here) if NORM.search(path)]
+    assert set(taken.copied) | set(taken.fresh) == set(by_path(here))
     # with the batch norms of CPM put back it is CPM
     reader = RowReader(ads.examples[0], "test")
     batch = {name: x for name, x in reader.read(np.arange(16)).items() if name.startswith("field/")}
@@ -117,4 +120,4 @@ def test_the_calendar_reads_nothing_from_its_future() -> None:
             assert start.earlier and windows[start.stage][1] <= task.window[0]
         if read_header(file).compared:
             arms.add((task.cuts, task.only or task.held_out))
-    assert arms == {((0.85, 0.875), "domain == site1")}
+    assert arms == {((0.85, 0.875), "surface == ads")}

@@ -22,7 +22,7 @@ from recjax.data.small_world import START, VERSION, SmallWorld, check_limits
 from recjax.data.tables import Tables
 
 _WIDTH, _REACH = 8, 7  # latent factors, whole numbers from -7 to 7
-_DEVICES, _SECONDS = ("phone", "tablet", "desktop", "tv"), 150
+DEVICES, _SECONDS = ("phone", "tablet", "desktop", "tv"), 150
 _CHANCES = 2**16
 
 
@@ -56,18 +56,24 @@ class RatedWorld(SmallWorld):
     rank: int = 2
     noise: float = 1.0
     kind: ClassVar[str] = "ratings"
+    column: ClassVar[str] = "domain"
 
     def __post_init__(self) -> None:
         check_limits(self, items=(8, 10**6), users=(2, 10**7), rows=(100, 10**8), genres=(2, lexicon.MAX_GENRES))
         check_limits(self, domains=(1, 64), shift=(0, 10), rank=(1, _WIDTH), noise=(0.01, 100))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the domains are called."""
+        return tuple(f"site{d}" for d in range(self.domains))
+
     def draw(self) -> Drawn:
         """All rows, in order of time."""
         n = self.rows
-        user = _skewed(Stream(self.seed, 201), power(np.arange(1, self.users + 1), -8), n)
-        item = _skewed(Stream(self.seed, 202), power(np.arange(1, self.items + 1) + 9, -12), n)
-        domain = _skewed(Stream(self.seed, 203), 0.5 ** np.arange(self.domains), n)
-        device = Stream(self.seed, 204).below(len(_DEVICES), n)
+        user = skewed(Stream(self.seed, 201), power(np.arange(1, self.users + 1), -8), n)
+        item = skewed(Stream(self.seed, 202), power(np.arange(1, self.items + 1) + 9, -12), n)
+        domain = skewed(Stream(self.seed, 203), 0.5 ** np.arange(self.domains), n)
+        device = Stream(self.seed, 204).below(len(DEVICES), n)
         hour = Stream(self.seed, 205).below(24, n)
         taste, feature = self._latent(206, self.users)[user], self._latent(207, self.items)[item]
         fit = (taste * feature).sum(1) * 32.0
@@ -76,25 +82,15 @@ class RatedWorld(SmallWorld):
             into, out = (x.reshape(self.domains, self.rank, _WIDTH)[domain] for x in (into, out))
             moved = ((into * taste[:, None]).sum(2) * (out * feature[:, None]).sum(2)).sum(1)
             fit = fit + moved * self.shift / np.sqrt(float(self.rank))
-        quality = (Stream(self.seed, 210).below(201, self.items) - 100)[item] / 100.0
-        pair = Stream(self.seed, 211).below(3, len(_DEVICES) * self.genres).reshape(-1, self.genres) - 1
-        score = fit / 1500.0 + quality + pair[device, self._genre()[item]] * 0.8 - 0.4
-        sharp = score / self.noise
-        chance = np.floor(_CHANCES * (0.5 + 0.5 * sharp / np.sqrt(1 + sharp * sharp))).astype(np.int64)
+        quality, pair = self._beside(item, device)
+        score = fit / 1500.0 + quality + pair - 0.4
+        chance = chances(score / self.noise)
         click = Stream(self.seed, 212).below(_CHANCES, n) < chance
         return Drawn(user, item, domain, device, hour, chance, score, click)
 
     def measured(self, made: Drawn) -> dict[str, Any]:
         """The share of clicks, and the AUC of the chances themselves on the clicks there were."""
-        order = np.argsort(made.chance, kind="stable")
-        _, tie = np.unique(made.chance[order], return_inverse=True)
-        rank = (np.bincount(tie, np.arange(1, len(order) + 1)) / np.bincount(tie))[tie]
-        clicks = int(made.click.sum())
-        wins = rank[made.click[order]].sum() - clicks * (clicks + 1) / 2
-        return {
-            "clicks": round(clicks / len(order), 4),
-            "best_auc": round(float(wins) / (clicks * (len(order) - clicks)), 4),
-        }
+        return {"clicks": round(float(made.click.mean()), 4), "best_auc": best_auc(made.chance, made.click)}
 
     def tables(self) -> Tables:
         """All tables; a note says what was measured."""
@@ -128,8 +124,8 @@ class RatedWorld(SmallWorld):
             "timestamp": day + second,
             "click": made.click.astype(np.int64),
             "rating": rating,
-            "domain": pl.Series([f"site{d}" for d in range(self.domains)]).gather(made.domain),
-            "device": pl.Series(_DEVICES).gather(made.device),
+            self.column: pl.Series(self.names).gather(made.domain),
+            "device": pl.Series(DEVICES).gather(made.device),
             "hour": made.hour,
         }
         return pl.DataFrame(columns)
@@ -151,6 +147,12 @@ class RatedWorld(SmallWorld):
         known = pl.when(pl.col("age") % 7 != 0).then(pl.col("age"))
         return frame.with_columns(age=known, country=pl.Series(lexicon.COUNTRIES).gather(country))
 
+    def _beside(self, item: np.ndarray, device: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What of a row's score is not a matter of taste: the quality of the item, the pair of device and genre."""
+        quality = (Stream(self.seed, 210).below(201, self.items) - 100)[item] / 100.0
+        pair = Stream(self.seed, 211).below(3, len(DEVICES) * self.genres).reshape(-1, self.genres) - 1
+        return quality, pair[device, self._genre()[item]] * 0.8
+
     def _genre(self) -> np.ndarray:
         return Stream(self.seed, 214).below(self.genres, self.items)
 
@@ -159,7 +161,22 @@ class RatedWorld(SmallWorld):
         return Stream(self.seed, purpose).below(2 * _REACH + 1, count * _WIDTH).reshape(count, _WIDTH) - _REACH
 
 
-def _skewed(stream: Stream, weight: np.ndarray, n: int) -> np.ndarray:
+def chances(sharp: np.ndarray) -> np.ndarray:
+    """int64 [n]: 65536ths, a half for a score of 0."""
+    return np.floor(_CHANCES * (0.5 + 0.5 * sharp / np.sqrt(1 + sharp * sharp))).astype(np.int64)
+
+
+def best_auc(chance: np.ndarray, click: np.ndarray) -> float:
+    """The AUC of the chances on the clicks there were, to four digits."""
+    order = np.argsort(chance, kind="stable")
+    _, tie = np.unique(chance[order], return_inverse=True)
+    rank = (np.bincount(tie, np.arange(1, len(order) + 1)) / np.bincount(tie))[tie]
+    clicks = int(click.sum())
+    wins = rank[click[order]].sum() - clicks * (clicks + 1) / 2
+    return round(float(wins) / (clicks * (len(order) - clicks)), 4)
+
+
+def skewed(stream: Stream, weight: np.ndarray, n: int) -> np.ndarray:
     """int64 [n]: numbers drawn in proportion to their weight, rounded to whole thousandths of the largest."""
     reach = np.cumsum(np.floor(1000 * weight / weight.max()).astype(np.int64) + 1)
     return np.searchsorted(reach, stream.below(int(reach[-1]), n), side="right")

@@ -23,6 +23,7 @@ from recjax.data import lexicon
 from recjax.data.draws import Stream, power
 from recjax.data.rated_world import RatedWorld
 from recjax.data.small_world import TEST, TRAIN, VALID, Made, SmallWorld, check_limits
+from recjax.data.surface_world import SurfaceWorld
 from recjax.data.world_parts import bell, compacted, deck, kl, shares, tilted
 
 _Log = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -244,5 +245,5 @@ def _sets(keys: np.ndarray, values: np.ndarray) -> dict[int, set[int]]:
 
 
 WORLDS: Mapping[str, type[SmallWorld]] = {
-    w.kind: w for w in (PopularityShift, SharedQueries, SharedHistories, RatedWorld)
+    w.kind: w for w in (PopularityShift, SharedQueries, SharedHistories, RatedWorld, SurfaceWorld)
 }
