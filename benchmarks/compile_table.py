@@ -169,7 +169,8 @@ def render(found: dict[str, dict[str, Any]]) -> str:
         "By `python benchmarks/compile_table.py`, with XLA:TPU of libtpu and no TPU. Memory is that of the compiler. "
         "FLOPs and what is sent are read from the compiled program; times are from these and the chip's peaks "
         "(`recjax/launch`): the least, where all runs beside all and memory moves only what is there between "
-        "steps, and the serial one, where nothing does and all traffic counts that the program shows. Nothing "
+        "steps, and the serial one, where nothing does and all traffic counts that the program shows. MFU counts the "
+        "whole square of attention, as is usual, and may pass 100% where a program leaves the future out. Nothing "
         "was run.\n\n"
     )
     notes = [f"- **{row['recipe']}** does not fit: {'; '.join(row['advice'])}." for row in pods if row["advice"]]

@@ -28,6 +28,7 @@ _FREE = (
 )
 _WRAPPERS = ("call", "call-start", "async-start")
 _SLICES = ("dynamic-slice", "slice", "gather")
+_COUNTS = ("32", "64")  # bits of a counter
 # Custom calls that only reserve room or mark what the compiler does anyway.
 _BOOKKEEPING = re.compile(
     "AllocateBuffer|AsyncCollective|Sharding|Barrier|annotate|ConsumeBuffer|Bitcast|SliceId|ZeroCrop|PrepareAsync|AssumeGather"
@@ -174,12 +175,16 @@ def _is_bookkeeping(i: Instruction) -> bool:
 
 
 def trips(program: Program, computation: Computation, loop: Instruction) -> tuple[int, bool]:
-    """How often a loop runs, and whether its bounds say so; it counts up to a constant, or else walks over an array."""
+    """How often a loop runs, and whether its bounds say so; it counts up to a constant, or else walks over an array.
+
+    Some loops count in twos: XLA writes the pieces of a product that is made while its weights go round twice.
+    """
     condition, body = program[loop.called["condition"]], program[loop.called["body"]]
     bounds = [i for i in condition if i.opcode == "constant" and i.shapes and not i.shapes[0].dims]
     numbers = [int(i.literal) for i in bounds if re.fullmatch(r"-?\d+", i.literal)]
     if len(numbers) == 1:
-        return max(1, numbers[0] - _start(computation, loop, condition)), True
+        start, step = _counted(computation, loop, condition, body)
+        return max(1, math.ceil((numbers[0] - start) / step)), True
     walked = [1]
     for i in _flat(program, body):
         if i.opcode in ("dynamic-slice", "dynamic-update-slice"):
@@ -190,15 +195,22 @@ def trips(program: Program, computation: Computation, loop: Instruction) -> tupl
     return max(walked), False
 
 
-def _start(computation: Computation, loop: Instruction, condition: Computation) -> int:
-    """Where the counter of a loop begins; 0 unless its first value is a constant that says otherwise."""
-    counters = [i for i in condition if i.opcode == "get-tuple-element" and i.shapes[0].dtype in ("s32", "s64")]
+def _counted(computation: Computation, loop: Instruction, condition: Computation, body: Computation) -> tuple[int, int]:
+    """Where the counter of a loop begins, and by what it grows; 0 and 1 unless constants say otherwise."""
+    counters = [i for i in condition if i.opcode == "get-tuple-element" and i.shapes[0].dtype.strip("su") in _COUNTS]
     given = computation.operand(loop, 0)
     if len(counters) != 1 or given is None or given.opcode != "tuple":
-        return 0
-    first = computation.operand(given, int(counters[0].attribute("index")))
-    is_number = first is not None and first.opcode == "constant" and re.fullmatch(r"-?\d+", first.literal)
-    return int(first.literal) if first is not None and is_number else 0
+        return 0, 1
+    at = int(counters[0].attribute("index"))
+    first, grown = computation.operand(given, at), body.operand(body.root, at)
+    parts = grown.operands if grown is not None and grown.opcode == "add" else ()
+    steps = [number for name in parts if (number := _number(body.instructions.get(name)))]
+    return _number(first) or 0, steps[0] if len(steps) == 1 else 1
+
+
+def _number(i: Instruction | None) -> int | None:
+    is_number = i is not None and i.opcode == "constant" and re.fullmatch(r"-?\d+", i.literal)
+    return int(i.literal) if i is not None and is_number else None
 
 
 def _flat(program: Program, computation: Computation) -> Iterator[Instruction]:

@@ -291,28 +291,33 @@ def test_a_collective_beside_other_work_counts_once_and_others_of_its_channel_to
     assert (found.sent["all-gather"], found.times["all-gather"], found.flops) == (2 * once, 2, 2 * 8**3)
 
 
-LOOP = """%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
-  ROOT %p = (s32[], f32[4]) parameter(0)
+LOOP = """%body (p: (u32[], f32[4])) -> (u32[], f32[4]) {
+  %p = (u32[], f32[4]) parameter(0)
+  %j = u32[] get-tuple-element(%p), index=0
+  %x = f32[4] get-tuple-element(%p), index=1
+  %more = u32[] constant(STEP)
+  %next = u32[] add(%j, %more)
+  ROOT %both = (u32[], f32[4]) tuple(%next, %x)
 }
 
-%condition (p: (s32[], f32[4])) -> pred[] {
-  %p = (s32[], f32[4]) parameter(0)
-  %i = s32[] get-tuple-element(%p), index=0
-  %n = s32[] constant(4)
+%condition (p: (u32[], f32[4])) -> pred[] {
+  %p = (u32[], f32[4]) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  %n = u32[] constant(4)
   ROOT %lt = pred[] compare(%i, %n), direction=LT
 }
 
-ENTRY %main (a: f32[4]) -> (s32[], f32[4]) {
+ENTRY %main (a: f32[4]) -> (u32[], f32[4]) {
   %a = f32[4] parameter(0)
-  %first = s32[] constant(START)
-  %moved = s32[] copy(%first)
-  %t = (s32[], f32[4]) tuple(%moved, %a)
-  ROOT %w = (s32[], f32[4]) while(%t), condition=%condition, body=%body
+  %first = u32[] constant(START)
+  %moved = u32[] copy(%first)
+  %t = (u32[], f32[4]) tuple(%moved, %a)
+  ROOT %w = (u32[], f32[4]) while(%t), condition=%condition, body=%body
 }
 """
 
 
-@pytest.mark.parametrize("start", [0, 1])
-def test_a_loop_of_which_the_first_turn_was_taken_out(start: int) -> None:
-    program = hlo.parse(LOOP.replace("START", str(start)))
-    assert trips(program, program.entry, program.entry.root) == (4 - start, True)
+@pytest.mark.parametrize(("start", "step", "turns"), [(0, 1, 4), (1, 1, 3), (0, 2, 2), (1, 2, 2)])
+def test_a_loop_of_which_the_first_turn_was_taken_out_or_that_counts_in_twos(start: int, step: int, turns: int) -> None:
+    program = hlo.parse(LOOP.replace("START", str(start)).replace("STEP", str(step)))
+    assert trips(program, program.entry, program.entry.root) == (turns, True)
