@@ -1,6 +1,7 @@
 """The simulated world of organic content and ads: true chances, tastes that pass, ads that begin later."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,7 @@ def test_what_is_written_reads_as_the_world(tmp_path: Path) -> None:
 
 
 def test_settings_that_make_no_world_are_refused() -> None:
-    for settings in ({"domains": 3}, {"ads": 0.0}, {"months": 0}, {"leak": 2.0}):
+    wrong: list[dict[str, Any]] = [{"domains": 3}, {"ads": 0.0}, {"months": 0}, {"leak": 2.0}]
+    for settings in wrong:
         with pytest.raises(ConfigError, match="makes no world"):
             SurfaceWorld(**settings)
