@@ -145,7 +145,10 @@ def run(
     facts = {"machine": environment()}
     if cluster.is_lead():
         write_json(workdir / METRICS, metrics)
-        facts |= _export(load(main[0].recipe, main[0].workdir, cache=cache), workdir / "bundle")
+        # A recipe makes its parts of what gin was told last, which were other stages and seeds.
+        [file] = [file for file in files if file.stem == name]
+        recipe, _ = _recipe(file, files, flags, workdir / f"seed{seeds[0]}", seeds[0])
+        facts |= _export(load(recipe, main[0].workdir, cache=cache), workdir / "bundle")
     report = Report(
         name=main[0].recipe.name,
         command=shlex.join(words),

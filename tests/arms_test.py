@@ -122,6 +122,7 @@ STAGE = """# title: {title}
 from __gin__ import dynamic_registration
 from recjax import recipe
 from recjax.core import warm_start
+from recjax.nn import transformer
 
 include '{tiny}'
 
@@ -143,7 +144,7 @@ def finished(tiny_gin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, role, infer, more in (
         ("1_teacher", "teacher", "item_vectors, recommendations", ""),
         ("2_same", "main", "", WARM),
-        ("3_more", "arm", "", "TRAIN_STEPS = 6\n"),
+        ("3_more", "arm", "", "TRAIN_STEPS = 6\ntransformer.TransformerConfig.num_layers = 3\n"),
     ):
         files.append(folder / f"{name}.gin")
         files[-1].write_text(STAGE.format(title=name, role=role, infer=infer, tiny=tiny_gin) + more)
