@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +28,8 @@ from recjax.nn.dense import DomainAdapters
 from recjax.nn.interaction import Flat
 from recjax.nn.tower import TowerConfig
 from recjax.recipe import Recipe
+from recjax.train import train
+from recjax.trained import load
 
 TINY = config_root() / "run" / "tiny.gin"
 DOMAINS, NUMBERS, HIDDEN, ROWS, HELD, STEPS = 3, 6, 16, 512, 30_000, 500
@@ -52,6 +57,27 @@ def test_stages_that_go_on_with_the_same_rows_do_not_meet_the_same_batches(syste
             assert feed.draw != recipe.feed.draw
             chained += 1
     assert chained >= {"mlora": 4, "one_epoch": 3, "ecdctr": 0, "unicorn": 1}[system]
+
+
+@pytest.mark.heavy
+def test_an_added_domain_moves_nothing_of_the_others(tmp_path: Path, prepare_here: Callable[..., None]) -> None:
+    """Of a vector that two domains share nothing is trained, and a slice without rows has no gradient."""
+    found = {}
+    for file in recipe_files("mlora_new_domain"):
+        bindings = (f"STAGES={str(tmp_path)!r}",) if "%STAGES" in file.read_text() else ()
+        recipe = command.load(Flags(gin_files=(str(file), str(TINY)), bindings=bindings))[0]
+        prepare_here(*recipe.mixture.tasks)
+        train(recipe, tmp_path / file.stem)
+        found[file.stem] = state.by_path(load(recipe, tmp_path / file.stem).params)
+    before, after = found["2_mlora"], found["3_added"]
+    moved = 0
+    for path, old in before.items():
+        new = np.asarray(after[path])
+        np.testing.assert_array_equal(new[: len(old)] if "adapter_" in path else new, old, err_msg=path)
+        moved += "adapter_out" in path and bool(np.any(new[len(old) :]))
+    assert moved == 3  # layers whose adapter of the added domain is no longer nothing
+    taken = json.loads((tmp_path / "3_added" / "manifest.json").read_text())["warm_start"]
+    assert set(taken["copied"]) == set(after) and not taken["fresh"] and not taken["left"]
 
 
 class World(NamedTuple):
