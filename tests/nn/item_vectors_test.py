@@ -19,15 +19,15 @@ from recjax.nn.item_vectors import ContentVectors, PieceVectors
 WIDTH, ROWS = 3, 10
 DRAW = np.random.default_rng(0)
 # Padding and the unknown item have no pieces; the last item has as many as there can be.
-PIECES = np.int32([[-1, -1], [-1, -1], [4, -1], [4, 9], [0, 4], [2, 2]])
-CONTENT = np.float32(DRAW.normal(size=(6, 5)))
+PIECES = np.array([[-1, -1], [-1, -1], [4, -1], [4, 9], [0, 4], [2, 2]], np.int32)
+CONTENT = DRAW.normal(size=(6, 5)).astype(np.float32)
 ITEM = FieldShape(name="item", kind="item")
 LIKED = FieldShape(name="liked", kind="sequence", width=3, of="item")
 USER = FieldShape(name="user", kind="categorical", rows=4, offset=2)
 BATCH = {
-    "field/item": np.int32([2, 3, 1, 5]),
-    "field/liked": np.int32([[2, 3, 0], [5, 0, 0], [0, 0, 0], [4, 3, 2]]),
-    "field/user": np.int32([2, 3, 4, 5]),
+    "field/item": np.array([2, 3, 1, 5], np.int32),
+    "field/liked": np.array([[2, 3, 0], [5, 0, 0], [0, 0, 0], [4, 3, 2]], np.int32),
+    "field/user": np.array([2, 3, 4, 5], np.int32),
     "item/pieces": PIECES,
     "item/vectors": CONTENT,
 }
@@ -37,7 +37,7 @@ class Model(Module):
     def __init__(self, config: FieldConfig, *, rngs: Rngs) -> None:
         self.fields = FieldVectors(config, [USER, ITEM, LIKED], first_order=True, rngs=rngs)
 
-    def __call__(self, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array | None]:
         table = jnp.tile(jnp.arange(6.0)[:, None], (1, WIDTH + 1))
         inputs = self.fields(batch, table, Pass(False, None, None, {}))
         return inputs.vectors, inputs.first
@@ -74,7 +74,7 @@ def test_an_item_is_the_sum_of_its_pieces() -> None:
 
 def test_content_goes_through_its_layers() -> None:
     model, params = built(ContentVectors(width=5, hidden=(4,)))
-    x = CONTENT
+    x: Any = CONTENT
     for number in range(2):
         layer = params["fields"]["items"][f"layer{number}"]
         x = np.maximum(x, 0) if number else x
@@ -84,7 +84,7 @@ def test_content_goes_through_its_layers() -> None:
 
 def test_what_candidates_of_a_request_share_may_be_given_once() -> None:
     model, params = built(PieceVectors(rows=ROWS))
-    owner = np.int32([0, 0, 1, 1])
+    owner = np.array([0, 0, 1, 1], np.int32)
     shared = {name: BATCH[f"field/{name}"][:2] for name in ("liked", "user")}
     rows = {**BATCH, **{f"field/{name}": x[owner] for name, x in shared.items()}}
     once = {name: x for name, x in BATCH.items() if name not in ("field/liked", "field/user")}
