@@ -72,7 +72,8 @@ def export_bundle(
     that is not by their rows; with `text`, the vocabulary of its text tokens, it answers queries too, behind
     `text_prompt`. `recommends` says whether it was trained on histories, `users` are some to show. `max_k` is cut to
     the number of items, or to what the catalogue always finds. `told` (`name`, `recipe`, `step`, `checkpoint`,
-    `platforms`) is as `freeze` takes it. Raises `BundleError` as that does, and when the weights cannot be stored.
+    `platforms`, `onnx`) is as `freeze` takes it. Raises `BundleError` as that does, and when the weights cannot be
+    stored.
     """
     if max_k < 1:
         raise BundleError(f"max_k is {max_k}", expected="at least 1")
@@ -150,6 +151,7 @@ def export_run(
     max_k: int = 100,
     sample_users: int = 0,
     domain: str = "",
+    onnx: bool = False,
 ) -> Path:
     """`export_bundle` of a finished run as its recipe says, with `sample_users` histories of its test split to show.
 
@@ -158,7 +160,7 @@ def export_run(
     """
     assembly, recipe = run.assembly, run.assembly.recipe
     told: dict[str, Any] = {"name": name or recipe.name, "recipe": recipe.name, "step": run.step}
-    told["checkpoint"] = str(run.checkpoint)
+    told |= {"checkpoint": str(run.checkpoint), "onnx": onnx}
     if isinstance(recipe.evaluation, LabelEvaluation):
         return export_score_run(assembly, run.params, out, **told)
     if isinstance(recipe.evaluation, RankerEvaluation):
@@ -233,10 +235,10 @@ def main(argv: list[str]) -> int:
         "--sample_users", type=int, default=0, metavar="N", help="histories of the test split to show (default none)"
     )
     flags.add_argument("--domain", default="", help="merge the adapters of this domain into the backbone of a ranker")
+    flags.add_argument("--onnx", action="store_true", help="the programs as ONNX, too (see recjax/export_onnx.py)")
     run, args = trained.from_command_line(flags, argv)
-    path = export_run(
-        run, args.out, name=args.name, max_k=args.max_k, sample_users=args.sample_users, domain=args.domain
-    )
+    more = {"max_k": args.max_k, "sample_users": args.sample_users, "domain": args.domain, "onnx": args.onnx}
+    path = export_run(run, args.out, name=args.name, **more)
     print(f"{path}: step {run.step} of {run.assembly.recipe.name}; recjax serve --bundle {path}")
     return 0
 
@@ -264,7 +266,11 @@ def _programs(recommend: Recommend, params: Params, length: int, rows: int, time
         return tuple(recommend(from_paths(params, weights), *inputs[:-1], allowed=inputs[-1]))
 
     allowed = jax.ShapeDtypeStruct((batch, rows), np.bool_)
-    return {layout.FUNCTION_FILE: (plain, (*inputs,)), layout.FILTERED_FILE: (filtered, (*inputs, allowed))}
+    names = ("history_ids", "seen_ids", *TIMES[times])
+    return {
+        layout.FUNCTION_FILE: Program(plain, (*inputs,), names),
+        layout.FILTERED_FILE: Program(filtered, (*inputs, allowed), (*names, "allowed")),
+    }
 
 
 def _pairs(loaded: layout.Bundle, recommend: Recommend, params: Params) -> Iterator[tuple[Any, Any]]:

@@ -25,7 +25,7 @@ from recjax.core.state import from_paths
 from recjax.data.examples import Examples
 from recjax.data.fields import shapes_of as fields_of
 from recjax.data.ranker_features import RankerFeatures
-from recjax.freeze import freeze, host_weights
+from recjax.freeze import Program, freeze, host_weights
 from recjax.metrics.calibration import fit_calibration
 from recjax.models.ranker import Ranker, without_auxiliary
 from recjax.nn.dense import merged
@@ -80,7 +80,7 @@ def export_ranker(
     if alike:
         context, own = ({k: x for k, x in rows.items() if (k in alike) == is_shared} for is_shared in (True, False))
         context = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in context.items()}
-        programs = {layout.CANDIDATES_FILE: (rank_candidates, (context, own))}
+        programs = {layout.CANDIDATES_FILE: Program(rank_candidates, (context, own), is_shortcut=True)}
 
     def write(folder: Path) -> dict[str, Any]:
         for file, content in features.files().items():
@@ -101,7 +101,7 @@ def export_ranker(
         RankBundle,
         out,
         weights,
-        {layout.FUNCTION_FILE: (rank, (rows,)), **programs},
+        {layout.FUNCTION_FILE: Program(rank, (rows,)), **programs},
         write=write,
         pairs=lambda loaded: _pairs(loaded, rank, weights, item),
         tolerance=TOLERANCE,

@@ -22,7 +22,7 @@ from recjax.data.examples import Examples
 from recjax.data.ranked import width_of
 from recjax.data.text import Tokenizer
 from recjax.data.vocab import FIRST_ITEM
-from recjax.freeze import freeze, host_weights
+from recjax.freeze import Program, freeze, host_weights
 from recjax.label_evaluation import LabelEvaluator
 from recjax.metrics.calibration import Calibration, fit_calibration
 from recjax.nn.cached import Kept
@@ -67,8 +67,9 @@ def export_scores(
     suffixes, frozen = [_int32(1, candidates, suffix_width), _int32(1, candidates)], {}
     for width in widths:
         kept = jax.eval_shape(prefill, weights, *_prompt(width))
-        frozen[layout.function_file("prefill", width)] = prefill, _prompt(width)
-        frozen[layout.function_file("branch", width)] = branch, (*kept, _int32(1), *suffixes)
+        frozen[layout.function_file("prefill", width)] = Program(prefill, _prompt(width), ("ids", "lengths"))
+        inputs, names = (*kept, _int32(1), *suffixes), ("keys", "values", "lengths", "ids", "at")
+        frozen[layout.function_file("branch", width)] = Program(branch, inputs, names)
 
     def write(folder: Path) -> dict[str, Any]:
         (folder / TEXT_FILE).write_bytes(tokenizer.model)

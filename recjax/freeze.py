@@ -11,13 +11,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
 import numpy as np
 from safetensors.numpy import save_file
 
+from recjax import export_onnx
 from recjax.core.errors import BundleError
 from recjax.core.folder import new_folder, write_manifest
 from recjax.core.module import Params
@@ -25,8 +26,19 @@ from recjax.core.state import by_path
 from recjax.serve.stored import FORMAT, WEIGHTS_FILE, Stored, shapes_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# A function of weights by path and of more, and what it is told of the latter.
-Program = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class Program(NamedTuple):
+    """A function of weights by path and of `inputs`, of which the shapes are told.
+
+    `names` are those of inputs that are arrays; others are dicts of arrays. A shortcut answers what another program
+    does, in fewer operations, and is not written as ONNX.
+    """
+
+    function: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    names: tuple[str, ...] = ()
+    is_shortcut: bool = False
 
 
 def freeze(
@@ -43,6 +55,7 @@ def freeze(
     step: int = 0,
     checkpoint: str = "",
     platforms: Sequence[str] = PLATFORMS,
+    onnx: bool = False,
 ) -> Path:
     """Write a bundle of a `kind` at `out` and return its path.
 
@@ -50,16 +63,23 @@ def freeze(
     manifest says of them; of the loaded bundle `pairs` gives arrays that it answered with and those of the model, which
     must be equal to `tolerance` (of the largest, where that is above 1). `recipe`, `step` and `checkpoint` are kept in
     the manifest. The programs are lowered for every one of `platforms` that allows it; the one this process runs on
-    must. Raises `BundleError` when `out` exists or cannot be written, and when the bundle does not answer as the model.
+    must. With `onnx` they are written as that, too (`export_onnx.py`). Raises `BundleError` when `out` exists or cannot
+    be written, and when the bundle does not answer as the model.
     """
     if jax.process_count() > 1:
         raise BundleError("export runs in one process", where=f"{jax.process_count()} processes")
     if not name:
         raise BundleError("a bundle needs a name", where="name = ''")
+    if onnx:
+        export_onnx.check_available()
     with new_folder(out, error=BundleError) as folder:
         lowered, refused = _lower_all(programs, weights, tuple(platforms))
         for file, function in lowered.items():
             (folder / file).write_bytes(function.serialize())
+            program = programs[file]
+            if onnx and not program.is_shortcut:
+                model = export_onnx.translated(program.function, weights, program.inputs, program.names)
+                (folder / file).with_suffix(export_onnx.SUFFIX).write_bytes(model)
         save_file(weights, folder / WEIGHTS_FILE)
         # safetensors lets nobody else read what it wrote.
         shutil.copymode(folder / next(iter(programs)), folder / WEIGHTS_FILE)
@@ -107,8 +127,8 @@ def _lower_all(
 ) -> tuple[dict[str, jax.export.Exported], dict[str, str]]:
     """The exported functions, the last of them for platforms that allow all, and why others refused."""
     lowered, refused = {}, {}
-    for file, (function, inputs) in programs.items():
-        lowered[file], why = lower(function, (shapes(weights), *inputs), platforms)
+    for file, program in programs.items():
+        lowered[file], why = lower(program.function, (shapes(weights), *program.inputs), platforms)
         platforms, refused = tuple(lowered[file].platforms), {**refused, **why}
     return lowered, refused
 

@@ -41,7 +41,8 @@ def recjax_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs TensorFlow where seqio cannot be installed (Python 3.12), or an absent compiler."""
-    for marker, package in (("tensorflow", "seqio"), ("libtpu", "libtpu"), ("beam", "apache_beam")):
+    needed = {"tensorflow": "seqio", "libtpu": "libtpu", "beam": "apache_beam", "onnx": "jax2onnx"}
+    for marker, package in needed.items():
         if importlib.util.find_spec(package) is None:
             left_out = [item for item in items if item.get_closest_marker(marker)]
             items[:] = [item for item in items if item not in left_out]

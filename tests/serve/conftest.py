@@ -1,4 +1,4 @@
-"""Bundles exported once for all tests of this folder: a small model of `hidden` and `table`, and one of tokens."""
+"""Bundles exported once for all tests of this folder: a model of `hidden` and `table`, one of tokens, and a ranker."""
 
 import dataclasses
 from functools import partial
@@ -10,15 +10,33 @@ import numpy as np
 import pytest
 
 from recjax.core.module import Functional, Module, param, with_facts
+from recjax.data.counters import Counter, History
+from recjax.data.examples import Examples
+from recjax.data.fields import Bucketed, Categorical, Cross, MultiValued, Numeric, SequenceOf
+from recjax.data.rated_world import RatedWorld
+from recjax.data.rows_feed import RowsFeed
+from recjax.data.sources import DataDir
 from recjax.data.spelling import Prompts
 from recjax.data.text import TextConfig
 from recjax.data.tokens import Tokens
 from recjax.data.vocab import FIRST_ITEM, OOV, ItemVocab
 from recjax.export import export_bundle
+from recjax.export_rank import export_ranker_run
+from recjax.losses.binary_heads import BinaryHead
+from recjax.models.ranker import Head, Ranker
 from recjax.models.sequence import Sequence
 from recjax.nn.config import TransformerConfig
+from recjax.nn.crossing import Cross as CrossNet
+from recjax.nn.field_vectors import FieldConfig
+from recjax.nn.target_attention import TargetAttention
+from recjax.nn.tower import TowerConfig
+from recjax.ranker_evaluation import RankerEvaluation
+from recjax.recipe import Assembly, Recipe
 from recjax.recommend import make_recommend
 from recjax.retrieve import spelled
+from recjax.tasks.cache import place_of
+from recjax.tasks.impressions import Impressions
+from recjax.tasks.mixtures import Mixture
 
 LENGTH, WIDTH, MAX_K, ITEMS = 6, 8, 20, 150
 
@@ -138,3 +156,65 @@ def searcher(tmp_path_factory):
     )
     answer = jax.jit(make_recommend(model, num_items=60, k=MAX_K, catalogue=catalogue))
     return Searcher(path, vocab, titles, domains, lambda h, s, a: answer(params, h, s, allowed=a))
+
+
+@dataclasses.dataclass
+class Ranked:
+    """A bundle of an untrained ranker of a simulated log, and what it was made of."""
+
+    assembly: Assembly
+    params: Any
+    path: Any
+
+
+@pytest.fixture(scope="session")
+def export_ranks(prepare_here):
+    """(out, more settings of the model) -> `Ranked`."""
+    task = Impressions(
+        data=DataDir(simulate=RatedWorld(rows=1500, users=40, items=30)),
+        fields=(
+            Categorical(columns=("user_id", "item_id", "device", "genre")),
+            MultiValued(columns=("genres",)),
+            Numeric(columns=("price", "age")),
+            Bucketed(columns=("hour",)),
+            Cross(columns=("device", "genre"), buckets=50),
+            SequenceOf(columns=("history",), of="item_id", limit=4),
+            Numeric(columns=("item_id.count", "item_id.click", "user_id_x_genre.2d.click"), log=True),
+        ),
+        labels={"click": "click", "like": "rating >= 4"},
+        counters=(Counter(columns="item_id"), Counter(columns=("user_id", "genre"), days=2)),
+        histories=(History(limit=4, head="click"),),
+        domain="domain",
+    )
+    prepare_here(task)
+
+    def model(**told):
+        given = {
+            "interaction": CrossNet(layers=2, deep=TowerConfig(widths=(16, 8), norm="batch")),
+            "inputs": FieldConfig(width=4, attention=TargetAttention()),
+            "heads": (Head(name="click"), Head(name="like", tower=TowerConfig(widths=(4,)))),
+            "table_scale": 0.7,
+        }
+        return Ranker(**{**given, **told})
+
+    def export(out, *, onnx=False, **more):
+        recipe = Recipe(
+            name="tiny",
+            mixture=Mixture(tasks=[task]),
+            feed=RowsFeed(batch_size=64),
+            model=partial(model, **more),
+            objectives=[BinaryHead(name="click", head="click")],
+            evaluation=RankerEvaluation(bootstrap_samples=10),
+            train_steps=1,
+        )
+        assembly = Assembly(recipe, [Examples.open(place_of(task).path)])
+        params = assembly.init_state().params
+        path = export_ranker_run(assembly, params, out, name="ranks", step=7, platforms=("cpu",), onnx=onnx)
+        return Ranked(assembly, params, path)
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def ranked(export_ranks, tmp_path_factory):
+    return export_ranks(tmp_path_factory.mktemp("rank") / "bundle")
