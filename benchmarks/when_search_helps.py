@@ -146,9 +146,8 @@ def settings(name: str, args: argparse.Namespace) -> list[tuple[SmallWorld, int]
     drawn: dict[str, Any] = {"items": args.items, "seed": args.world_seed}
     if name != PopularityShift.kind:
         return [(WORLDS[name](rho=rho, **drawn), int(name == "shared_histories")) for rho in RHO]  # type: ignore[call-arg]
-    made = ({"kl_rec": r, "kl_search": s, "agreement": a} for r, s, a in SHIFTS)
     size: dict[str, Any] = {"users": args.users, "held_out": args.users // 2, "zipf": 16}
-    return [(PopularityShift(**size, **drawn, **knobs), 0) for knobs in made]
+    return [(PopularityShift(kl_rec=r, kl_search=s, agreement=a, **size, **drawn), 0) for r, s, a in SHIFTS]
 
 
 def tasks_of(world: SmallWorld, text: TextConfig, cache: Path) -> list[Task]:
@@ -200,7 +199,7 @@ def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     if "rho" in rows[0]:
         rho = sorted({r["rho"] for r in rows})
         gain = [float(np.mean([r["gain"] for r in rows if r["rho"] == one])) for one in rho]
-        return {"spearman": float(spearmanr(rho, gain).statistic), "gain_at_0": gain[0], "gain_at_1": gain[-1]}
+        return {"spearman": float(np.asarray(spearmanr(rho, gain))[0]), "gain_at_0": gain[0], "gain_at_1": gain[-1]}
     right = {g: sum((r[g] > 0) == r[f"joint_helps_{r['task']}"] for r in rows) for g in ("gain", "gain_nats")}
     return {**right, "of": len(rows), "shared": float(np.median([r["shared"] for r in rows]))}
 
