@@ -92,8 +92,8 @@ def test_a_recipe_goes_on_from_it_and_is_written_for_hugging_face(assembly: Asse
     words = assembly.vocab.num_items
     source = hugging_face(tmp_path / "hf", words + 3)  # some tokens that the tokenizer does not use
     convert_decoder.to_ours(source, tmp_path / "ours", convert.save, assembly)
-    warm, fresh = warm_start(WarmStart(checkpoints=str(tmp_path / "ours")), assembly.init_state().params)
-    assert fresh == []
+    warm, taken = warm_start(WarmStart(checkpoints=str(tmp_path / "ours")), assembly.init_state().params)
+    assert taken.fresh == []
     table = by_path(warm)["table"][FIRST_ROW : FIRST_ROW + words]
     np.testing.assert_array_equal(table, arrays(source)["model.embed_tokens.weight"][:words])
     decoder, tokenizer = convert_decoder.decoder_of(None, tmp_path / "ours", assembly)

@@ -94,8 +94,8 @@ def test_a_language_model_gets_rows_for_items_and_is_trained_on(assembly: Assemb
     np.testing.assert_allclose(params["head"][title], parameters()["head"][words].mean(0), rtol=1e-4, atol=1e-6)
     convert.save(tmp_path / "ours", params, vocabulary=assembly.vocabulary_hash)
     state = assembly.init_state()
-    warm, fresh = warm_start(WarmStart(checkpoints=str(tmp_path / "ours")), state.params)
-    assert fresh == []
+    warm, taken = warm_start(WarmStart(checkpoints=str(tmp_path / "ours")), state.params)
+    assert taken.fresh == []
     np.testing.assert_array_equal(warm["table"], params["table"])
 
 
