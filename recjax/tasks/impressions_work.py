@@ -245,14 +245,17 @@ def _catalogue(
     counts = np.bincount(items[rows.log[logged]], minlength=len(item_ids))
     known = pl.DataFrame({"item_id": item_ids, "train_count": counts.astype(np.int64)})
     table = log.sides.get("items") if task.item == TABLES["items"] else None
-    if table is not None and table["item_id"].dtype == item_ids.dtype:
+    if table is not None:
+        # A catalogue may write the ids of the log as numbers of another size, or as text.
+        table = table.with_columns(pl.col("item_id").cast(item_ids.dtype, strict=False)).drop_nulls("item_id")
+        table = table.unique("item_id", keep="first", maintain_order=True)
         others = table.select("item_id").filter(~pl.col("item_id").is_in(item_ids.implode()))
         known = pl.concat([known, others.with_columns(train_count=pl.lit(0, pl.Int64))])
     vocab = ItemVocab.from_counts(known["item_id"], known["train_count"].to_numpy())
     catalogue = known.select(pl.Series("row", vocab.encode(known["item_id"])), "item_id", "train_count").sort("row")
     title = title_column(table)
     named = task.titles or ([title] if title else [])
-    if table is not None and named and table["item_id"].dtype == item_ids.dtype:
+    if table is not None and named:
         titles = table.select("item_id", _text(table, named).alias("title"))
         catalogue = catalogue.join(titles, on="item_id", how="left", maintain_order="left")
     return vocab, catalogue

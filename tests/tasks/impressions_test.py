@@ -346,10 +346,12 @@ def test_items_of_the_catalogue_have_their_rows_in_training_or_not() -> None:
     assert set(column(work, "items", "test").ravel()) - set(column(work, "items").ravel())  # some are new
 
 
-def test_what_stands_for_a_title_may_be_several_columns() -> None:
+@pytest.mark.parametrize("kind", [pl.Int64, pl.Int32, pl.String])
+def test_what_stands_for_a_title_may_be_several_columns(kind: type[pl.DataType]) -> None:
+    """Whatever the type of the ids in the table of items."""
     items = pl.DataFrame({"item_id": [1, 2, 3], "title": ["Red", None, None], "genres": [["a", "b"], ["c"], None]})
     log = log_of(user_id=[1] * 9, item_id=[1, 2, 3] * 3, timestamp=list(range(9)), label=[0, 1, 1] * 3)
-    log = dataclasses.replace(log, sides={"items": items})
+    log = dataclasses.replace(log, sides={"items": items.cast({"item_id": kind})})
     for titles, expected in (((), ["Red", None, None]), (("title", "genres"), ["Red a b", "c", None])):
         work = Impressions(titles=titles, valid_fraction=0.3, test_fraction=0.3).work_on(log)
         assert work.items.sort("item_id")["title"].to_list() == expected
