@@ -30,10 +30,6 @@ from recjax.ranking import fetch, run_late
 from recjax.results import Result, System
 from recjax.slices import Task
 
-_STATED = (
-    *("task", "simulated", "split_rule", "tie_rule", "heads", "domains", "negatives", "keep_negatives"),
-    *("events", "grouped_by", "encoder_hash"),
-)
 MODEL, BASELINES = "model", ("rate", "item_rate", "user_rate")
 Logits = Mapping[str, np.ndarray]
 
