@@ -133,7 +133,7 @@ def plot_buckets(path: Path, metrics: Mapping[str, Any]) -> Path:
 def curves(
     path: Path,
     x_values: Sequence[float],
-    lines: Mapping[str, tuple[Sequence[float], Sequence[tuple[float, float] | None]]],
+    lines: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float] | None]]],
     *,
     title: str,
     x: str,

@@ -31,9 +31,10 @@ from recjax.tables import (
     systems_table,
 )
 from recjax.timing import timing_section
-from recjax.trends import context_table, plot_context
+from recjax.trends import amounts_table, context_table, plot_amounts, plot_context
 
 REPORT = "report.md"
+_TRENDS = {"context": context_table, "amounts": amounts_table}
 _PUBLISHED = re.compile(r"\b([A-Za-z]+@\d+)\s*[=:]?\s*(\d*\.\d+)")
 
 
@@ -65,6 +66,7 @@ def write_report(folder: Path, report: Report) -> Path:
         "time": plot_time(folder / "time.png", report.curve),
         "systems": plot_systems(folder / "systems.png", report.metrics, published),
         "context": plot_context(folder / "context.png", report.metrics),
+        "amounts": plot_amounts(folder / "amounts.png", report.metrics),
         "buckets": shown_groups(report.metrics) and plot_buckets(folder / "buckets.png", report.metrics),
     }
     images = {name: f"![{name}]({path.name})" for name, path in drawn.items() if path}
@@ -76,7 +78,7 @@ def write_report(folder: Path, report: Report) -> Path:
         _beside_baselines(report, images),
         _groups(report, images),
         hard_section(report.metrics),
-        _context(report, images),
+        *(_trend(table(report.metrics), images.get(name, "")) for name, table in _TRENDS.items()),
         *map(_task, report.metrics.get("tasks", [])),
         f"## Training\n\n{images['training']}" if "training" in images else "",
         *(f"{table.title}:\n\n{table.markdown()}" for table in report.curves),
@@ -197,11 +199,8 @@ def _groups(report: Report, images: Mapping[str, str]) -> str:
     return "\n\n".join(["## For whom it works", f"{table.title} ({rules}).", table.markdown(), images["buckets"]])
 
 
-def _context(report: Report, images: Mapping[str, str]) -> str:
-    if "context" not in images:
-        return ""
-    table = context_table(report.metrics)
-    return "\n\n".join([f"## {table.title}", table.markdown(), images["context"]])
+def _trend(table: Table, image: str) -> str:
+    return "\n\n".join([f"## {table.title}", table.markdown(), image]) if image else ""
 
 
 def _task(metrics: Mapping[str, Any]) -> str:

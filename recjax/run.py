@@ -16,27 +16,24 @@ Nothing here knows a model or a loss: it calls the other verbs.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recjax import cli, command
 from recjax.account import account
-from recjax.arms import Arm, arms_table, compare_arms, groups
+from recjax.arms import MODEL, Arm, arms_table, compare_arms, groups
 from recjax.core import mirror
 from recjax.core.config import Snapshot
 from recjax.core.errors import INTERRUPTED, CheckpointError, ConfigError, UnservableError
 from recjax.core.flags import Flags, find_file, parse_argv, recipe_files
-from recjax.core.writer import MANIFEST, environment, read_metrics
+from recjax.core.writer import CONFIG, MANIFEST, environment, read_metrics
 from recjax.curves import curves_tables
 from recjax.data.examples import Examples
 from recjax.data.pipeline import Feed
@@ -49,6 +46,7 @@ from recjax.prepare import ensure_prepared
 from recjax.recipe import Assembly, Recipe
 from recjax.report import Report, write_report
 from recjax.results import METRICS, Result, write_json
+from recjax.seeds import mean_of_seeds
 from recjax.serve.bundle import Bundle
 from recjax.serve.features import pad, pad_times
 from recjax.study.__main__ import main as study_main
@@ -58,7 +56,6 @@ from recjax.train import Outcome, train
 from recjax.trained import Trained, load
 
 _ROOT = Path("runs")
-_MODEL = "model"
 _SAMPLE_USERS = 20  # that the page of a server shows
 
 
@@ -80,9 +77,14 @@ class Stage:
         """What was found for the first task."""
         return next(iter(self.results.values()))
 
+    @property
+    def targets(self) -> int:
+        """How many places its training has read, filled or not."""
+        return self.outcome.step * self.recipe.feed.batch_size * self.recipe.feed.row_length
+
     def row(self) -> dict[str, Any]:
         """What the report says of it."""
-        values = self.result.systems[_MODEL].values if self.results else {}
+        values = self.result.systems[MODEL].values if self.results else {}
         return {
             "stage": self.name,
             "seed": self.seed,
@@ -95,9 +97,7 @@ class Stage:
                 if name in values
             },
             **({} if self.targets_seen is None else {"targets_seen": f"{self.targets_seen:.1%}"}),
-            **account(
-                self.workdir, targets=self.outcome.step * self.recipe.feed.batch_size * self.recipe.feed.row_length
-            ),
+            **account(self.workdir, targets=self.targets),
             "training": f"{self.outcome.seconds / 60:.1f} min" if self.outcome.seconds >= 1 else "done before",
             **_adapters(self.workdir),
         }
@@ -142,6 +142,7 @@ def run(
     )
     metrics["tasks"] = others
     metrics["arms"] = [compare_arms(group) for group in groups(_arms(stages)) if len(group) > 1]
+    metrics["amounts"] = _amounts(ranked, main)
     facts = {"machine": environment()}
     if cluster.is_lead():
         write_json(workdir / METRICS, metrics)
@@ -160,6 +161,25 @@ def run(
         curves=curves_tables(_records(stages)),
     )
     return write_report(workdir, report), main
+
+
+def _amounts(stages: Sequence[Stage], main: Sequence[Stage]) -> list[dict[str, Any]]:
+    """The stages that are the main one but for the length of their training (`trends.amounts_table`)."""
+    first, wanted = main[0].seed, _but_for_length(main[0])
+    alike = [s for s in stages if s.seed == first and s.header.compared and _but_for_length(s) == wanted]
+    found = []
+    for one in alike:
+        same = [stage for stage in stages if stage.name == one.name]
+        metrics = mean_of_seeds([stage.result.metrics() for stage in same], [stage.seed for stage in same])
+        parts = {part: {MODEL: metrics[part][MODEL]} for part in ("rows", "intervals")}
+        found.append({"stage": one.name, "tokens": one.targets, **parts})
+    return sorted(found, key=lambda one: one["tokens"]) if len(found) > 1 else []
+
+
+def _but_for_length(stage: Stage) -> list[str]:
+    """What configured a stage, its seed and its number of steps left out."""
+    lines = (stage.workdir / CONFIG).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith(("TRAIN_STEPS = ", "SEED = "))]
 
 
 def _adapters(workdir: Path) -> dict[str, str]:
@@ -215,7 +235,10 @@ def _recipe(file: Path, files: Sequence[Path], flags: Flags, folder: Path, seed:
     bindings = (*_bindings_for(file, files, flags), f"SEED={seed}")
     if "%STAGES" in file.read_text(encoding="utf-8"):
         bindings += (f"STAGES={str(folder)!r}",)
-    return command.load(dataclasses.replace(flags, gin_files=(str(file), *flags.gin_files), bindings=bindings))
+    further = (str(file), *flags.gin_files)
+    theirs = set().union(*(_macros(one, flags.search_paths) for one in files)) - _macros(file, flags.search_paths)
+    told = dataclasses.replace(flags, gin_files=further, bindings=bindings, unused_macros=tuple(sorted(theirs)))
+    return command.load(told)
 
 
 def _targets_seen(recipe: Recipe, cache: Path | None) -> float:
@@ -230,8 +253,8 @@ def _targets_seen(recipe: Recipe, cache: Path | None) -> float:
 def _bindings_for(file: Path, files: Sequence[Path], flags: Flags) -> list[str]:
     """The bindings of the command line that concern a stage.
 
-    A macro that other stages know and this one does not is theirs; SOURCE_DIR is for the stages that take it, and
-    DATA_DIR then for all others.
+    A macro that other stages know and this one does not is theirs (in a further file it has no effect); SOURCE_DIR is
+    for the stages that take it, and DATA_DIR then for all others.
     """
     further = [find_file(name, flags.search_paths) for name in flags.gin_files]
     macros = {path: set().union(*(_macros(one, flags.search_paths) for one in (path, *further))) for path in files}
@@ -260,27 +283,6 @@ def _arms(stages: Sequence[Stage]) -> list[Arm]:
             header = mine[0].header
             found.append(Arm(name=name, title=header.title, results=results, against=header.against))
     return found
-
-
-def mean_of_seeds(metrics: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """metrics.json of the first seed with the model's values, and the bounds of their intervals, averaged over seeds.
-
-    Baselines have no seed. Buckets, samples and the differences to the baselines stay those of the first seed; the
-    protocol says so, and `per_seed` keeps every seed's values.
-    """
-    out: dict[str, Any] = copy.deepcopy(dict(metrics[0]))
-    out["per_seed"] = {str(seed): m["rows"][_MODEL] for seed, m in zip(seeds, metrics, strict=True)}
-    out["protocol"]["seeds"] = {**out["protocol"]["seeds"], "recipe": list(seeds)}
-    if len(metrics) > 1:
-        for name in out["rows"][_MODEL]:
-            out["rows"][_MODEL][name] = float(np.mean([m["rows"][_MODEL][name] for m in metrics]))
-        for name in out["intervals"][_MODEL]:
-            out["intervals"][_MODEL][name] = np.mean([m["intervals"][_MODEL][name] for m in metrics], axis=0).tolist()
-        out["protocol"]["several_seeds"] = (
-            "values of the model and bounds of their intervals are means over the seeds; buckets, hard tasks, samples "
-            f"and differences are of seed {seeds[0]}"
-        )
-    return out
 
 
 def _export(run: Trained, out: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""How good the answers are against how much of a history a prompt tells.
+"""How good the answers are against how much of a history a prompt tells, and against how much was trained on.
 
 Tasks of one evaluation that ask the same questions in prompts of different lengths (the same hash of what is asked, in
-`LabelEvaluator`) are the points of a line; other models, which read no prompt, are there for comparison.
+`LabelEvaluator`) are the points of one line, stages that differ in nothing but the length of their training those of
+the other; other models, which read no prompt and have a training of their own, are there for comparison.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recjax.arms import MODEL
 from recjax.plots import curves
 from recjax.tables import Table, headline, number
 
@@ -48,6 +50,28 @@ def plot_context(path: Path, metrics: Mapping[str, Any]) -> Path | None:
             values = [task["rows"][system][name] for task in tasks]
             lines[system] = values, [task["intervals"][system].get(name) for task in tasks]
     return curves(path, told, lines, title=f"{name} by context", x="events told, on average")
+
+
+def amounts_table(metrics: Mapping[str, Any]) -> Table:
+    """The first two metrics of the stages that differ in the length of their training, the shortest first."""
+    names = headline(metrics)[:2]
+    rows = [
+        [one["stage"], f"{one['tokens']:,}", *(_bounded(one, MODEL, name) for name in names)]
+        for one in metrics.get("amounts", [])
+    ]
+    return Table(title="By how much was trained on", header=["", "tokens read", *names], rows=rows)
+
+
+def plot_amounts(path: Path, metrics: Mapping[str, Any]) -> Path | None:
+    """The first metric of those stages against the tokens read in training; None where there is one stage."""
+    points, name = metrics.get("amounts", []), headline(metrics)[0]
+    if len(points) < 2:
+        return None
+    read = [one["tokens"] / 1e6 for one in points]
+    lines = {
+        MODEL: ([one["rows"][MODEL][name] for one in points], [one["intervals"][MODEL].get(name) for one in points])
+    }
+    return curves(path, read, lines, title=f"{name} by training", x="million tokens read")
 
 
 def _bounded(task: Mapping[str, Any], system: str, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,6 @@ STAGE = """# title: {title}
 from __gin__ import dynamic_registration
 from recjax import recipe
 from recjax.core import warm_start
-from recjax.nn import transformer
 
 include '{tiny}'
 
@@ -144,7 +144,7 @@ def finished(tiny_gin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, role, infer, more in (
         ("1_teacher", "teacher", "item_vectors, recommendations", ""),
         ("2_same", "main", "", WARM),
-        ("3_more", "arm", "", "TRAIN_STEPS = 6\ntransformer.TransformerConfig.num_layers = 3\n"),
+        ("3_more", "arm", "", WARM.replace("TRAIN_STEPS = 0", "TRAIN_STEPS = 6")),
     ):
         files.append(folder / f"{name}.gin")
         files[-1].write_text(STAGE.format(title=name, role=role, infer=infer, tiny=tiny_gin) + more)
@@ -171,6 +171,19 @@ def test_a_run_compares_its_arms_and_leaves_what_headers_ask_for(finished: Path)
     assert set(group["arms"]["3_more"]["per_seed"]) == {"0"}
     report = (finished / "report.md").read_text()
     assert "The arms side by side" in report and "3_more" in report
+
+
+def test_stages_that_differ_in_length_alone_are_the_points_of_a_line(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    none, six = metrics["amounts"]
+    assert (none["stage"], six["stage"]) == ("2_same", "3_more")
+    config = (finished / "seed0" / "3_more" / "config.gin").read_text()
+    [batch], [row] = (re.findall(rf"{name} = (\d+)", config) for name in ("BATCH_SIZE", "Feed.row_length"))
+    assert none["tokens"] == 0 and six["tokens"] == 6 * int(batch) * int(row)
+    for one in metrics["amounts"]:
+        tested = json.loads((finished / "seed0" / one["stage"] / "test" / "metrics.json").read_text())
+        assert one["rows"]["model"] == tested["rows"]["model"]
+    assert "![amounts](amounts.png)" in (finished / "report.md").read_text() and (finished / "amounts.png").exists()
 
 
 def test_the_main_stage_has_the_bundle_and_the_head_of_the_report(finished: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from recjax import cli, run
+from recjax.core.errors import ConfigError
 from recjax.core.flags import Flags, recipe_files
 from recjax.serve.bundle import Bundle
 
@@ -101,9 +102,25 @@ def test_a_gin_file_beside_a_name_varies_every_stage(tmp_path: Path) -> None:
         assert len(set(texts)) == len(files) == 2
 
 
+def test_what_a_further_file_sets_for_other_stages_is_not_a_mistake(tmp_path: Path) -> None:
+    extra = tmp_path / "queries.gin"
+    extra.write_text("RANKED = []\n")
+    files = recipe_files("brew360")
+    flags = Flags(gin_files=(str(extra),))
+    run._recipe(files[0], files, flags, tmp_path, 0)
+    extra.write_text("RANKD = []\n")
+    with pytest.raises(ConfigError, match="RANKD is set but nothing uses it"):
+        run._recipe(files[0], files, flags, tmp_path, 0)
+
+
 @pytest.mark.parametrize(
     ("recipe", "further"),
-    [("hstu", "hstu/short"), ("hstu_target_time", "hstu/short"), ("dllm2rec", "dllm2rec/gru4rec")],
+    [
+        ("hstu", "hstu/short"),
+        ("hstu_target_time", "hstu/short"),
+        ("dllm2rec", "dllm2rec/gru4rec"),
+        ("brew360", "brew360/queries"),
+    ],
 )
 def test_the_variants_that_are_shipped_can_be_built(recipe: str, further: str, tmp_path: Path) -> None:
     files = recipe_files(recipe)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from recjax.trends import context_table, plot_context, tasks_by_context
+from recjax.trends import amounts_table, context_table, plot_amounts, plot_context, tasks_by_context
 
 
 def task(name: str, told: float, asked: str, auc: float) -> dict[str, Any]:
@@ -37,4 +37,14 @@ def test_one_length_alone_is_no_line(metrics: dict[str, Any], tmp_path: Path) ->
 
 def test_the_plot_is_an_image(metrics: dict[str, Any], tmp_path: Path) -> None:
     path = plot_context(tmp_path / "context.png", metrics)
+    assert path is not None and path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_line_by_training_needs_two_stages(metrics: dict[str, Any], tmp_path: Path) -> None:
+    points = [{**metrics, "stage": name, "tokens": tokens} for name, tokens in (("ninth", 1000), ("all", 9000))]
+    assert amounts_table(metrics).rows == []
+    assert plot_amounts(tmp_path / "x.png", {**metrics, "amounts": points[:1]}) is None
+    told = {**metrics, "amounts": points}
+    assert amounts_table(told).rows[1] == ["all", "9,000", ".6800 [.6600, .7000]"]
+    path = plot_amounts(tmp_path / "amounts.png", told)
     assert path is not None and path.read_bytes().startswith(b"\x89PNG")

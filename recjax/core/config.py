@@ -66,7 +66,7 @@ def parse(flags: Flags) -> Parsed:
         reader.read_file(find_file(name, flags.search_paths, where=f"--gin_file={name}"))
     for binding in flags.bindings:
         reader.read_binding(binding)
-    reader.check()
+    reader.check(flags.unused_macros)
     literal = {k: b.value for k, b in reader.macros.items() if not any(gin_config.iterate_references([b.value]))}
     return Parsed(files=tuple(reader.files), macros=literal)
 
@@ -246,7 +246,7 @@ class _Reader:
         if binding is not None and binding.given != self._given:
             self._replaced.append(binding)
 
-    def check(self) -> None:
+    def check(self, unused_macros: Iterable[str]) -> None:
         """Judge what depends on the whole: of several bindings of one name only the last counts."""
         used: dict[str, str] = {}
         scopes: set[str] = set()
@@ -258,7 +258,7 @@ class _Reader:
                     self.objects.setdefault(reference.configurable.selector, reference.configurable.wrapped)
                 else:
                     used.setdefault(name, binding.where)
-        self._check_macros(used)
+        self._check_macros(used, unused_macros)
         for (scope, full, parameter), binding in self.bindings.items():
             lost = [part for part in scope.split("/") if part and part not in scopes]
             if lost:
@@ -299,14 +299,14 @@ class _Reader:
                     seen.add(name)
                     waiting.extend([self.macros[name].value] if name in self.macros else [])
 
-    def _check_macros(self, used: dict[str, str]) -> None:
+    def _check_macros(self, used: dict[str, str], unused: Iterable[str]) -> None:
         for name, where in used.items():
             if name not in self.macros:
                 near = did_you_mean(name, self.macros) or f"set {name}"
                 raise ConfigError(f"the macro {name} is used but never set", where=where, mend=near)
         before = {name for b in self._replaced for r in self._references(b.value) if (name := _macro_name(r))}
         for name, binding in self.macros.items():
-            if name not in used and name not in before:
+            if name not in (*used, *before, *unused):
                 raise ConfigError(
                     f"the macro {name} is set but nothing uses it",
                     where=binding.where,

@@ -23,11 +23,15 @@ _STAGE = re.compile(r"(\d+)_\w+\.gin")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    """What a command line says about configuration; `rest` is everything else, in its order."""
+    """What a command line says about configuration; `rest` is everything else, in its order.
+
+    `unused_macros` may be set without anything that uses them: those of other stages.
+    """
 
     gin_files: tuple[str, ...] = ()
     bindings: tuple[str, ...] = ()
     search_paths: tuple[str, ...] = ()
+    unused_macros: tuple[str, ...] = ()
     rest: tuple[str, ...] = ()
 
 
