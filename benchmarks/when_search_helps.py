@@ -14,8 +14,8 @@ model has not learned to tell them, it is KL(test || both in equal parts). So th
 difference of the two, 1 at first and 0 in the end, and the prediction is one about early training. Told as `shared`.
 There the model is T5 1.1 as in the paper, whose answers all begin with the same token, and it is trained for few steps
 (one epoch, some 50 for the task alone). So few leave a single model short of its optimum, and a joint one, which takes
-twice as many, is nearer to its own: that speaks for joint training in every setting, whatever the popularities are. In
-the other worlds the model is a decoder alone with one table, because the rows by which a query finds an item and those
+twice as many, is nearer to its own: that speaks for joint training in every setting, whatever the popularities are.
+With --equal_steps the single model takes as many steps as the joint one. In the other worlds the model is a decoder alone with one table, because the rows by which a query finds an item and those
 by which a history is read must be the same for one task to tell the other anything.
 
 Writes DIR/NAME.json and DIR/NAME.png, after every setting; what is there already with the same arguments is kept.
@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -79,6 +79,14 @@ class Wiring:
     rows: int
 
 
+class Found(NamedTuple):
+    """Recall@10 and loss of the evaluated task on test, and how many steps were taken."""
+
+    recall: float
+    nll: float
+    steps: int
+
+
 def wiring(name: str, width: int) -> Wiring:
     """The model of a world."""
     if name != PopularityShift.kind:
@@ -102,6 +110,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rows", type=int, help="rows of 64 tokens in a batch")
     parser.add_argument("--users", type=int, default=1000, help="of popularity_shift, with ten events each")
+    parser.add_argument("--equal_steps", action="store_true", help="of the task alone as of both together")
     parser.add_argument("--world_seed", type=int, default=0, help="of what is drawn in the world")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the models")
     args = parser.parse_args()
@@ -112,18 +121,20 @@ def main() -> None:
     path, settled = args.out / f"{args.world}.json", {name: str(value) for name, value in vars(args).items()}
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     rows = found["rows"] if found.get("settings") == settled else []
-    alone: dict[Any, tuple[float, float]] = {}
+    alone: dict[Any, Found] = {}
     every = [(world, e, seed) for world, e in settings(args.world, args) for seed in args.seeds]
     for world, evaluated, seed in every[len(rows) :]:
         started, tasks = time.perf_counter(), tasks_of(world, wired.text, cache)
         # In the worlds of rho what the evaluated task alone is trained on does not depend on the knob.
         key = (world if isinstance(world, PopularityShift) else None, seed)
-        if key not in alone:
-            alone[key] = train(tasks[evaluated : evaluated + 1], TASKS[evaluated], seed=seed, cache=cache)
         joint = train(tasks, TASKS[evaluated], seed=seed, cache=cache)
-        measured = world.measured(world.make())
-        both = {"alone": alone[key][0], "joint": joint[0], "gain": joint[0] - alone[key][0]}
-        row = {"task": TASKS[evaluated], **measured, "seed": seed, **both, "gain_nats": alone[key][1] - joint[1]}
+        if key not in alone:
+            steps = joint.steps if args.equal_steps else None
+            alone[key] = train(tasks[evaluated : evaluated + 1], TASKS[evaluated], seed=seed, cache=cache, steps=steps)
+        single, measured = alone[key], world.measured(world.make())
+        both = {"alone": single.recall, "joint": joint.recall, "gain": joint.recall - single.recall}
+        steps = {"steps_alone": single.steps, "steps_joint": joint.steps}
+        row = {"task": TASKS[evaluated], **measured, "seed": seed, **both, "gain_nats": single.nll - joint.nll, **steps}
         if isinstance(world, PopularityShift):
             row["shared"] = row["gain_nats"] / (row[f"kl_{row['task']}"] - row["kl_joint"])
         rows.append(row)
@@ -166,8 +177,10 @@ def tasks_of(world: SmallWorld, text: TextConfig, cache: Path) -> list[Task]:
     return tasks
 
 
-def trained(tasks: Sequence[Task], evaluated: str, *, wired: Wiring, seed: int, cache: Path) -> tuple[float, float]:
-    """Recall@10 and loss of the evaluated task on test after so many epochs of all tasks."""
+def trained(
+    tasks: Sequence[Task], evaluated: str, *, wired: Wiring, seed: int, cache: Path, steps: int | None = None
+) -> Found:
+    """What the last parameters find after so many epochs of the evaluated task, or so many steps."""
     recipe = Recipe(
         name="when_search_helps",
         mixture=Mixture(tasks=tasks, temperature=1.0),
@@ -185,13 +198,15 @@ def trained(tasks: Sequence[Task], evaluated: str, *, wired: Wiring, seed: int, 
     )
     assembly = Assembly(recipe, [Examples.open(place_of(task, cache).path) for task in tasks])
     batches, state, step, const = assembly.batches(), assembly.init_state(), assembly.train_step(), assembly.const()
+    taken = 0
     with assembly.mesh.activate():
-        while batches.epochs[number] < wired.epochs:
+        while batches.epochs[number] < wired.epochs if steps is None else taken < steps:
             state, _ = step(state, assembly.mesh.put_batch(next(batches)), const)
+            taken += 1
         found = assembly.evaluator("test", number)(state.params)
     batches.close()
     assert found.nll is not None
-    return float(found.values["recall@10"]), float(found.nll.mean())
+    return Found(recall=float(found.values["recall@10"]), nll=float(found.nll.mean()), steps=taken)
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
