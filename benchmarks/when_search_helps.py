@@ -15,8 +15,9 @@ difference of the two, 1 at first and 0 in the end, and the prediction is one ab
 There the model is T5 1.1 as in the paper, whose answers all begin with the same token, and it is trained for few steps
 (one epoch, some 50 for the task alone). So few leave a single model short of its optimum, and a joint one, which takes
 twice as many, is nearer to its own: that speaks for joint training in every setting, whatever the popularities are.
-With --equal_steps the single model takes as many steps as the joint one. In the other worlds the model is a decoder alone with one table, because the rows by which a query finds an item and those
-by which a history is read must be the same for one task to tell the other anything.
+With --equal_steps the single model takes as many steps as the joint one. In the other worlds the model is a decoder
+alone with one table, because the rows by which a query finds an item and those by which a history is read must be the
+same for one task to tell the other anything.
 
 Writes DIR/NAME.json and DIR/NAME.png, after every setting; what is there already with the same arguments is kept.
 """
