@@ -17,7 +17,7 @@ from recjax import command
 from recjax.cli import VERBS
 from recjax.core import config
 from recjax.core.errors import ConfigError
-from recjax.core.flags import Flags, all_recipe_files, config_root, recipe_files
+from recjax.core.flags import Flags, all_recipe_files, config_root, find_file, recipe_files
 from recjax.core.module import Functional
 from recjax.core.writer import read_metrics
 from recjax.data.examples import Examples
@@ -34,7 +34,6 @@ from recjax.trained import load
 
 TINY = config_root() / "run" / "tiny.gin"
 TINY_TEXT = config_root() / "run" / "tiny_text.gin"
-FEW = 7  # stages
 SHARDED = ("MESH='data=4,model=2'", "SHARDING='fsdp_model'")
 # Non-embedding parameters of the sizes in Zhang et al. 2024, table 1.
 SIZES = {
@@ -145,11 +144,15 @@ def stages_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return functools.cache(lambda name: tmp_path_factory.mktemp(name))
 
 
+def needs(stage: Path) -> list[Path]:
+    """The earlier stages whose artifacts or checkpoints a stage takes up."""
+    text = stage.read_text()
+    return [s for s in recipe_files(stage.parent.name) if "%STAGES" in text and f"'{s.stem}'" in text and s != stage]
+
+
 def leave_behind(stage: Path, stages: Path, examples: Callable) -> None:
     """What a stage needs of earlier ones, and these of still earlier ones."""
-    text = stage.read_text()
-    needed = [s for s in recipe_files(stage.parent.name) if "%STAGES" in text and f"'{s.stem}'" in text and s != stage]
-    for earlier in needed:
+    for earlier in needs(stage):
         if (place := stages / earlier.stem).exists():
             continue
         leave_behind(earlier, stages, examples)
@@ -160,19 +163,36 @@ def leave_behind(stage: Path, stages: Path, examples: Callable) -> None:
             infer_run(load(recipe, place), kind=kind, out=place / "artifacts" / kind)
 
 
+def classes(file: Path) -> set[str]:
+    """What a gin file and its includes build."""
+    text = file.read_text()
+    included = (classes(find_file(name, ())) for name in re.findall(r"^include '([^']+)'", text, re.MULTILINE))
+    return set(re.findall(r"@(?:\w+/)*([\w.]+)", text)).union(*included)
+
+
 def to_train() -> list[Any]:
-    """Every stage; of a recipe of many the fast tests take the first and the last, which needs others, too.
+    """Every stage; the fast tests take the last of a recipe, with what it needs, and stages that build something new.
 
     Test processes share them out by recipe (`conftest.py`).
     """
-    found = []
-    for name in dict.fromkeys(path.parent.name for path in all_recipe_files()):
-        stages = recipe_files(name)
-        for place, path in enumerate(stages):
-            is_heavy = len(stages) > FEW and 0 < place < len(stages) - 1
-            marks = [pytest.mark.heavy] if is_heavy else []
-            found.append(pytest.param(path, id=f"{name}-{path.stem}", marks=marks))
-    return found
+    built: set[str] = set()
+
+    def train_with_what_it_needs(stage: Path) -> None:
+        for one in needs(stage):
+            train_with_what_it_needs(one)
+        built.update(classes(stage))
+
+    fast = {recipe_files(path.parent.name)[-1] for path in all_recipe_files()}
+    for stage in sorted(fast):
+        train_with_what_it_needs(stage)
+    for stage in all_recipe_files():
+        if classes(stage) - built:
+            fast.add(stage)
+            train_with_what_it_needs(stage)
+    return [
+        pytest.param(path, id=f"{path.parent.name}-{path.stem}", marks=[] if path in fast else [pytest.mark.heavy])
+        for path in all_recipe_files()
+    ]
 
 
 @pytest.fixture
