@@ -7,12 +7,13 @@ in sorted arrays: the cost is that of a sort, whatever the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from recjax.core.errors import ConfigError
+from recjax.data.identity import LATER
 
 DAY = 86_400
 
@@ -53,6 +54,9 @@ class History:
 
     With `single` it is not a list but the last one alone, missing where there is none; counters may go by it, and then
     say what followed it how often: a recommender by Markov chain that has seen nothing but earlier events.
+
+    `beside` names further columns, and which columns of the log they are made of: what else is known of the same
+    events, such as what was done with the items, place by place; an empty text where it is missing.
     """
 
     column: str = "history"
@@ -61,8 +65,11 @@ class History:
     head: str = ""
     limit: int = 50
     single: bool = False
+    beside: Mapping[str, str] = field(default_factory=dict, metadata={LATER: True})
 
     def __post_init__(self) -> None:
+        if self.single and self.beside:
+            raise ConfigError("a single event has nothing beside it", where="History.single, History.beside")
         if self.limit < 1 or (self.single and self.limit > 1):
             expected = "1 of a single one" if self.single else "at least 1"
             raise ConfigError(f"History.limit = {self.limit}", expected=expected)

@@ -202,6 +202,10 @@ def _fit(
         coding = Hash(one.buckets)
         shape = replace(shape, width=one.limit, rows=coding.rows)
         return ManyRows(shape, sources[0], (coding,), words=tuple(one.ngrams))
+    if isinstance(one, SequenceOf) and not one.of:
+        coding = _vocabulary(column.lists(one.separator), 1)
+        shape = replace(shape, width=one.limit, rows=coding.rows)
+        return ManyRows(shape, sources[0], (coding,), one.separator, last=True)
     if isinstance(one, SameAs | SequenceOf):
         shared, coding = _shared(one, name, known)
         shape = replace(shape, of=one.of, rows=shared.rows, offset=shared.offset)

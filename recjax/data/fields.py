@@ -102,9 +102,10 @@ class Words(Declaration):
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceOf(Declaration):
-    """The last `limit` values of a list, oldest first, which are values of the field `of` and share its rows."""
+    """The last `limit` values of a list, oldest first, which are values of the field `of` and share its rows; without
+    one they have rows of their own."""
 
-    of: str
+    of: str = ""
     limit: int = 50
     separator: str = "|"
     kind: ClassVar[str] = "sequence"
@@ -201,7 +202,7 @@ class FieldShape:
     kind            batch
     categorical     field/<name> int32 [b]          rows of the table
     multi_valued    field/<name> int32 [b, width]   rows, 0 padded on the right, without an order; hashes too
-    sequence        field/<name> int32 [b, width]   rows of the field `of`, oldest first, 0 padded on the right
+    sequence        field/<name> int32 [b, width]   rows, of the field `of` if any, oldest first, 0 padded on the right
     item            field/<name> int32 [b]          rows of the catalogue, as facts have them; a sequence `of` it too
     numeric         field/<name> float32 [b]        presence bits too
     vector          field/<name> float32 [b, width]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from recjax.data.sources import DataDir, folder_of
 
+# In the metadata of a setting: prepared folders are not named after its default, as they were not before it.
+LATER = "later"
 _SUFFIXES = (".parquet", ".csv", ".tsv", ".gz", ".json", ".libsvm", ".libffm")
 
 

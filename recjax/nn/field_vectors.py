@@ -25,6 +25,7 @@ from recjax.nn.interaction import Alike, Inputs, InputShape
 from recjax.nn.item_vectors import ContentVectors, PieceVectors
 from recjax.nn.past_vectors import PRESENT, PastVectors
 from recjax.nn.target_attention import TargetAttention
+from recjax.nn.target_encoder import TargetEncoder
 
 ROW_KINDS, ITEM = ("categorical", "multi_valued", "sequence"), "item"
 CONTEXT, OWNER = "context/", "owner"
@@ -47,7 +48,9 @@ class FieldShape(Protocol):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FieldConfig:
     """Vectors of `width`. Several values of a field are their `pooling`; a sequence is pooled by `attention` to the
-    field whose rows it shares, where there is one, and else as several values are.
+    field whose rows it shares, where there is one, and else as several values are. `beside` names for a list another
+    one of the same length, whose vectors are added to its own place by place before it is pooled: what was done with
+    the items of a history. That one is not pooled by itself.
 
     Fields of kind "item", and sequences of them, have the vectors that `items` makes of facts (`nn.item_vectors`).
 
@@ -59,7 +62,8 @@ class FieldConfig:
 
     width: int = 16
     pooling: Literal["mean", "sum"] = "mean"
-    attention: TargetAttention | None = None
+    attention: TargetAttention | TargetEncoder | None = None
+    beside: Mapping[str, str] = dataclasses.field(default_factory=dict)
     numeric: Literal["number", "vector"] = "number"
     items: PieceVectors | ContentVectors | None = None
     past: Sequence[PastVectors] = ()
@@ -92,6 +96,8 @@ class FieldVectors(Module):
         items = [f.name for f in fields if f.kind == ITEM]
         self.of_items = tuple(f.name for f in fields if f.name in items or f.of in items)
         lists = [f for f in fields if f.kind in ("multi_valued", "sequence") and f.name not in self.of_items]
+        self.beside = _beside(config.beside, {f.name: f.width for f in lists})
+        lists = [f for f in lists if f.name not in self.beside.values()]
         self.several = tuple((f.name, f.of) for f in lists)
         taken = [name for one in config.past for name in one.fields]
         self.projected = tuple(f.name for f in fields if f.kind == "vector" and f.name not in taken)
@@ -165,7 +171,7 @@ class FieldVectors(Module):
         vectors = [block[..., :width]] if self.single else []
         weights = [block[..., width:].sum((1, 2))]
         for number, (name, of) in enumerate(self.several):
-            values, real, whose = found[name]
+            values, real, whose = self._with_beside(name, found)
             pooled = taken(self._pool(values, real), whose)
             weights.append(pooled[:, width:].sum(1))
             pooled = pooled[:, :width]
@@ -215,7 +221,7 @@ class FieldVectors(Module):
         in the batch."""
         single, several = (
             [name for name in names if f"field/{name}" in batch]
-            for names in (self.single, [n for n, _ in self.several])
+            for names in (self.single, [*(n for n, _ in self.several), *self.beside.values()])
         )
         lists = [jnp.asarray(batch[f"field/{name}"]) for name in several]
         ids = [*(batch[f"field/{name}"][:, None] for name in single), *lists]
@@ -227,6 +233,22 @@ class FieldVectors(Module):
         block, *parts = jnp.split(lookup(table, jnp.concatenate(ids, axis=1)), ends if lists else [], axis=1)
         return block, {name: (part, each != PAD) for name, part, each in zip(several, parts, lists, strict=True)}
 
+    def _with_beside(self, name: str, found: Mapping[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Vectors of a list, which of them are there, and whose they are; with those beside it."""
+        values, real, whose = found[name]
+        if name not in self.beside:
+            return values, real, whose
+        more, known, theirs = found[self.beside[name]]
+        if (whose is None) != (theirs is None):  # one is of rows, the other of their contexts
+            values, real, more, known = (
+                taken(values, whose),
+                taken(real, whose),
+                taken(more, theirs),
+                taken(known, theirs),
+            )
+            whose = None
+        return values + jnp.where((real & known)[..., None], more, 0), real, whose
+
     def _of_items(self, items: Float[Array, "v e"], rows: Int[Array, "b ..."]) -> Float[Array, "b e"]:
         """The vector of an item, or of several, of which 0 is none."""
         found = lookup(items, rows)
@@ -235,6 +257,19 @@ class FieldVectors(Module):
     def _pool(self, found: Float[Array, "b n e"], real: Bool[Array, "b n"]) -> Float[Array, "b e"]:
         total = found.sum(1)
         return total if self.config.pooling == "sum" else total / jnp.maximum(real.sum(1), 1)[:, None]
+
+
+def _beside(told: Mapping[str, str], widths: Mapping[str, int]) -> dict[str, str]:
+    """Which list stands beside which; `ConfigError` where one of the two is no list, or they differ in length."""
+    for name, other in told.items():
+        if name not in widths or widths[name] != widths.get(other) or other in told:
+            raise ConfigError(
+                f"the field {other!r} cannot stand beside {name!r}",
+                where="FieldConfig.beside",
+                expected="two lists of one length out of "
+                + (", ".join(f"{n} ({w})" for n, w in widths.items()) or "none"),
+            )
+    return dict(told)
 
 
 def _count(of_contexts: Mapping[str, Any]) -> Any:

@@ -19,12 +19,12 @@ from recjax.core.errors import ExamplesError
 from recjax.core.folder import new_folder
 from recjax.core.remote import LAST, download, exists, local_cache, publish, shared_cache
 from recjax.data.examples import FORMAT, Examples
-from recjax.data.identity import source_hash
+from recjax.data.identity import LATER, source_hash
 from recjax.data.sources import DataDir
 from recjax.data.text import TextConfig
 from recjax.prompts.tokenizer import TokenizerConfig
 from recjax.tasks.prompted_conversations import Jsonl
-from recjax.tasks.work import LATER, Task
+from recjax.tasks.work import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,10 @@ def share(place: Place) -> None:
         publish(place.path, place.shared, error=ExamplesError, replace_unfinished=True)
 
 
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def described(value: Any) -> Any:
     """A settings object as JSON; where data or a text model lies is left out, because only what it holds matters.
 
@@ -92,10 +96,8 @@ def described(value: Any) -> Any:
     if isinstance(value, TextConfig | TokenizerConfig | Jsonl):
         return value.told()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        told = [
-            f for f in dataclasses.fields(value) if not (LATER in f.metadata and getattr(value, f.name) == f.default)
-        ]
-        fields = {f.name: described(getattr(value, f.name)) for f in told}
+        told = {f: getattr(value, f.name) for f in dataclasses.fields(value)}
+        fields = {f.name: described(x) for f, x in told.items() if not (LATER in f.metadata and x == _default(f))}
         return {"class": type(value).__name__, **fields}
     if isinstance(value, Mapping):
         return {str(k): described(v) for k, v in value.items()}

@@ -94,9 +94,14 @@ def _remembered(history: Any, log: _Log, keys: np.ndarray, asked: np.ndarray, wh
         missing = (asked < 0) | (length == 0)
         last = np.where(missing, 0, begin + length - 1)
         return {history.column: Raw(items[last] if len(items) else np.zeros(len(asked), items.dtype), missing)}
-    values = items[spans(begin, length)]
-    offsets = np.concatenate([np.zeros(1, np.int64), length.cumsum()])
-    return {history.column: Raw(values, asked < 0, offsets)}
+    chosen, offsets = spans(begin, length), np.concatenate([np.zeros(1, np.int64), length.cumsum()])
+    found = {history.column: Raw(items[chosen], asked < 0, offsets)}
+    for name, source in history.beside.items():
+        more = _named(log.columns, source, "History.beside")
+        codes, texts = more.keys
+        told = np.array([*texts, ""], object)[np.where(more.missing, len(texts), codes)]
+        found[name] = Raw(told[np.flatnonzero(mine)[order][chosen]], asked < 0, offsets)
+    return found
 
 
 def _named(columns: Mapping[str, Raw], name: str, where: str) -> Raw:

@@ -16,11 +16,12 @@ from recjax.core.errors import ConfigError
 from recjax.data.ahead import Ahead
 from recjax.data.counters import Counter, History
 from recjax.data.fields import Categorical, Declaration
+from recjax.data.identity import LATER
 from recjax.data.imputation import Impute
 from recjax.data.ranker_features import Join
 from recjax.data.sources import DataDir
 from recjax.tasks.next_item import NAME
-from recjax.tasks.work import LATER, Work
+from recjax.tasks.work import Work
 
 SPLITS = ("time", "user_time", "random", "given")
 EVENTS = ("train", "all")

@@ -211,7 +211,7 @@ def _columns(
     side_columns = {name for side in sides for name in side.columns}
     read = [source for one in task.fields for _, sources in one.sources for source in sources]
     read += [column for counter in task.counters for column in counter.columns]
-    read += [name for history in task.histories for name in (history.user, history.item)]
+    read += [name for history in task.histories for name in (history.user, history.item, *history.beside.values())]
     read += [side.key for side in sides]
     read += [name for rule in task.imputation for name in (rule.column, *rule.sources)]
     wanted = [name for name in dict.fromkeys(read) if name in frame.columns and name not in side_columns]

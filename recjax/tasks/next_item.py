@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recjax.core.errors import ConfigError
+from recjax.data.identity import LATER
 from recjax.data.sources import DataDir
-from recjax.tasks.work import LATER, Work
+from recjax.tasks.work import Work
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 _SPLITS = ("leave_one_out", "leave_last", "global_time", "given")

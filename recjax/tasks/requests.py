@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recjax.core.errors import ConfigError
+from recjax.data.identity import LATER
 from recjax.data.imputation import UNICORN, Impute
 from recjax.data.ranker_features import Join
 from recjax.data.requests_log import APART, ASKER, KINDS, TASK
 from recjax.tasks.impressions import Impressions
-from recjax.tasks.work import LATER, Work
+from recjax.tasks.work import Work
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,6 @@ from recjax.data.text import TextVocab, Tokenizer
 from recjax.data.vocab import ItemVocab
 
 Example = dict[str, Any]
-# In the metadata of a task's field: prepared folders are not named after its default, as they were not before it.
-LATER = "later"
 AT_ONCE = 2048  # examples, whose events fit the cache of a processor
 
 

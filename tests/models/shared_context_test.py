@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recjax.core.errors import ConfigError
 from recjax.core.module import Functional, Params
 from recjax.data.fields import FieldShape
 from recjax.models.ranker import Head, Ranker
+from recjax.nn.config import TransformerConfig
 from recjax.nn.crossing import Cross
 from recjax.nn.dense import DomainAdapters
 from recjax.nn.factorization import Dot, FactorizationMachine
@@ -20,6 +22,7 @@ from recjax.nn.field_vectors import FieldConfig
 from recjax.nn.final_mlp import FinalMlp
 from recjax.nn.interaction import Flat, Interaction
 from recjax.nn.target_attention import TargetAttention
+from recjax.nn.target_encoder import TargetEncoder
 from recjax.nn.tower import ResidualConfig, TowerConfig
 
 ROWS, WIDTH, CONTEXTS = 128, 8, 3
@@ -36,6 +39,7 @@ FIELDS = (
 )
 OF_CONTEXT = ("user", "source", "words", "liked", "age")
 DEEP, UNIT = TowerConfig(widths=(16, 8), norm="batch"), TowerConfig(widths=(6,), activation="dice")
+HSTU = TransformerConfig(width=WIDTH, attention="hstu", position="none", relative="position", ffn="none", max_length=6)
 INPUTS = FieldConfig(width=WIDTH, attention=TargetAttention(unit=UNIT))
 INTERACTIONS = {
     "mlp": Flat(deep=DEEP),
@@ -53,8 +57,8 @@ INTERACTIONS = {
 
 
 def ranker(interaction: Interaction, **more: Any) -> Functional:
-    told: dict[str, Any] = {"inputs": INPUTS, "heads": (Head(name="click"),), **more}
-    return Functional(lambda rngs: Ranker(num_rows=ROWS, fields=FIELDS, interaction=interaction, rngs=rngs, **told))
+    told: dict[str, Any] = {"inputs": INPUTS, "heads": (Head(name="click"),), "fields": FIELDS, **more}
+    return Functional(lambda rngs: Ranker(num_rows=ROWS, interaction=interaction, rngs=rngs, **told))
 
 
 def drawn(model: Functional) -> Params:
@@ -106,6 +110,31 @@ def test_whatever_is_shared(of_context: tuple[str, ...]) -> None:
     for inputs in (INPUTS, FieldConfig(width=WIDTH, numeric="vector")):
         model = ranker(FactorizationMachine(deep=DEEP), inputs=inputs)
         same(model, drawn(model), *asked(of_context))
+
+
+@pytest.mark.parametrize("of_context", [("liked", "done"), ("liked",), ("done",), (), ("user", "item")], ids=" ".join)
+@pytest.mark.parametrize("attention", [None, TargetAttention(unit=UNIT), TargetEncoder(encoder=HSTU)], ids=repr)
+def test_what_was_done_with_the_items_of_a_history_may_be_shared(attention: Any, of_context: tuple[str, ...]) -> None:
+    inputs = FieldConfig(width=WIDTH, attention=attention, beside={"liked": "done"})
+    done = FieldShape(name="done", kind="sequence", width=5, rows=5, offset=122)
+    model = ranker(Flat(deep=DEEP), inputs=inputs, fields=(*FIELDS, done))
+    draw, (plain, shared) = np.random.default_rng(5), asked(tuple(n for n in of_context if n != "done"))
+    once, each = (draw.integers(122, 127, (n, 5)).astype(np.int32) for n in (CONTEXTS, len(OWNER)))
+    mine = "done" in of_context
+    plain["field/done"] = jnp.asarray(once[OWNER] if mine else each)
+    shared |= {"context/done": jnp.asarray(once)} if mine else {"field/done": jnp.asarray(each)}
+    params = drawn(model)
+    same(model, params, plain, shared)
+    other = {**plain, "field/done": plain["field/done"].at[:, 0].set(122)}
+    want, found = (model.apply(params, batch, train=False, key=None)["logit/click"] for batch in (plain, other))
+    assert float(jnp.abs(want - found).max()) > 1e-3
+
+
+@pytest.mark.parametrize("beside", [{"liked": "words"}, {"liked": "nothing"}, {"age": "liked"}, {"liked": "liked"}])
+def test_what_cannot_stand_beside_a_list_is_refused(beside: dict[str, str]) -> None:
+    """Lists of other lengths, and what is no list."""
+    with pytest.raises(ConfigError, match="cannot stand beside"):
+        drawn(ranker(Flat(), inputs=FieldConfig(width=WIDTH, beside=beside)))
 
 
 @pytest.mark.parametrize("mixed", [False, True])

@@ -190,6 +190,37 @@ def test_counters_and_histories_know_what_came_before() -> None:
         assert codes[:, 1:].tolist() == [[row[i] for i in pair] for pair in wanted]
 
 
+def test_what_was_done_stands_beside_the_items_of_a_history() -> None:
+    """Place by place, also where it is not known, and with a vocabulary of its own."""
+    frame = pl.DataFrame(
+        {
+            "user_id": [1, 1, 1, 2, 1, 1],
+            "item_id": [7, 8, 9, 7, 9, 7],
+            "rating": [4.0, None, 3.0, 5.0, 4.5, 1.0],
+            "timestamp": [10, 20, 30, 40, 50, 60],
+            "click": [1, 1, 0, 0, 1, 0],
+            "split": ["train"] * 4 + ["valid", "test"],
+        }
+    )
+    task = Impressions(
+        fields=(
+            Categorical(columns=("item_id",)),
+            SequenceOf(columns=("history",), of="item_id", limit=3),
+            SequenceOf(columns=("done",), limit=3),
+        ),
+        labels={"click": "click"},
+        histories=(History(limit=3, beside={"done": "rating"}),),
+        split="given",
+        events="all",
+    )
+    work = task.work_on(ImpressionLog(rows=frame))
+    codes = np.concatenate([column(work, "codes", split) for split in ("train", "valid", "test")])
+    items, done = codes[:, 1:4], codes[:, 4:]
+    assert ((items > 0) == (done > 0)).all() and (items > 0).sum(1).tolist() == [0, 1, 2, 0, 3, 3]
+    assert done[4, 1:].tolist() == done[5, :2].tolist()  # a rating that is missing, and one of 3
+    assert len({*done[4].tolist()}) == 3 and done[5, 1] == done[5, 2]  # 3 and 4.5, which no training row was told of
+
+
 def test_a_split_by_time_keeps_a_gap() -> None:
     times = np.arange(1000)
     log = log_of(user_id=times % 7, item_id=times % 5, timestamp=times, label=times % 2)
