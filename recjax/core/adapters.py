@@ -140,7 +140,7 @@ class Adapted(Functional):
 
     def __init__(self, base: Functional, config: Adapters) -> None:
         """Raises `ConfigError` where a pattern finds nothing in the base."""
-        self.base, self.config, self.maintains = base, config, False
+        self.base, self.config, self.maintains, self.by_item = base, config, False, base.by_item
         paths = by_path(jax.eval_shape(base.init, jax.random.key(0)))
         axes = by_path(base.axes, is_leaf=lambda x: isinstance(x, tuple))
         self._weights = {p: w for p, x in paths.items() if (w := _weight(config, p, x.shape, axes[p])) is not None}

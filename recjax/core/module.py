@@ -111,6 +111,9 @@ class Functional:
     sets them in two methods, which give new values by path ("/"-joined) and which the engine calls: `fit(facts, key)`
     before the first step of a fresh run, and `maintain(seen, key)` after the optimiser's part of every step. `seen`
     holds the module's outputs `seen/<name>` of all micro-batches, stacked in a first dimension.
+
+    A module whose `by_item` is True makes what it knows of an item of the facts about that item alone, so that a step
+    may show it a few items in place of the catalogue (`core.sparse_rows`).
     """
 
     base: Functional
@@ -127,6 +130,7 @@ class Functional:
             "/".join(map(str, path)) for path, v in nnx.to_flat_state(state) if not v.get_metadata(_TRAINED)
         )
         self.maintains = hasattr(template, "maintain")
+        self.by_item = bool(getattr(template, "by_item", False))
         self.base, self.held = self, frozenset()
 
     def init(self, key: jax.Array) -> Params:

@@ -6,6 +6,9 @@ made of them back in place. In between, models, objectives and optimisers see a 
 a gradient has the size of the batch. It refuses what would need the other rows: a full softmax, a dense optimiser, an
 average of the weights.
 
+A model may have no table of items at all, but make vectors out of facts about each item. Then the facts are what is
+compacted: it makes the vectors of the rows of a batch, not those of the catalogue.
+
 The first two rows, padding and the unknown item, are always there and stay the first two. Rows that fill the compact
 table up to its fixed size are copies nobody refers to; they are never written back.
 """
@@ -21,7 +24,7 @@ import jax.numpy as jnp
 
 from recjax.core import state
 from recjax.core.errors import ConfigError
-from recjax.core.module import Params
+from recjax.core.module import Functional, Params
 from recjax.core.rows import put_rows, take_unique_rows
 from recjax.core.sharding import active
 
@@ -34,10 +37,17 @@ Tree = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SparseRows:
-    """Which parameters have a row per item (`tables`), and which of them are trained (`trained`), by path."""
+    """Which parameters have a row per item (`tables`), and which of them are trained (`trained`), by path.
 
-    tables: tuple[str, ...]
-    trained: tuple[str, ...]
+    Without either, the model knows items by their facts.
+    """
+
+    tables: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
+
+    def is_shorter(self, batch: Tree, num_rows: int) -> bool:
+        """Whether `touched` would give fewer rows than the catalogue has."""
+        return _SPECIAL + sum(x.size for name, x in batch.items() if _holds_rows(name, x)) < num_rows
 
     def touched(self, batch: Tree, num_rows: int) -> tuple[jax.Array, Tree]:
         """Every row of the catalogue in the batch, once and in order, and the batch with places in that instead.
@@ -101,15 +111,19 @@ class SparseRows:
         }
 
 
-def plan(axes: Params, row_wise: Sequence[str], frozen: Sequence[str], objectives: Sequence[Any]) -> SparseRows | None:
-    """How to train the parameters `row_wise` (paths) row by row; None when there are none.
+def plan(
+    model: Functional, row_wise: Sequence[str], frozen: Sequence[str], objectives: Sequence[Any]
+) -> SparseRows | None:
+    """How to train the parameters `row_wise` (paths) row by row, or a model that knows items by their facts alone.
 
-    `axes` are the logical axes of all parameters. Raises `ConfigError` where something else needs whole tables.
+    None for a model that is trained whole. Raises `ConfigError` where something needs more than the rows of the batch
+    and parameters are to be trained by rows.
     """
-    if not row_wise:
-        return None
-    named = _paths(axes)
+    named = _paths(model.axes)
     tables = tuple(path for path, names in named.items() if "items" in names)
+    if not row_wise:
+        needs_all = tables or any(objective.reads_catalogue for objective in objectives)
+        return SparseRows() if model.by_item and not needs_all else None
     for path in row_wise:
         if named[path][:1] != ("items",):
             raise ConfigError(
@@ -134,9 +148,9 @@ def plan(axes: Params, row_wise: Sequence[str], frozen: Sequence[str], objective
     return SparseRows(tables=tables, trained=tuple(row_wise))
 
 
-def rows_of(params: Params, sparse: SparseRows) -> int:
+def rows_of(params: Params, const: Tree, sparse: SparseRows) -> int:
     """Length of the catalogue."""
-    return state.by_path(params)[sparse.tables[0]].shape[0]
+    return len(state.by_path(params)[sparse.tables[0]] if sparse.tables else const["item_valid"])
 
 
 def _holds_rows(name: str, x: jax.Array) -> bool:

@@ -49,10 +49,11 @@ def make_train_step(
     of the whole batch.
 
     Of the parameters `row_wise` (paths) only the rows that a batch touches are read, differentiated and written
-    (`core.sparse_rows`); `frozen` are those the optimiser never moves. Those `held` get no gradient either, and the
-    optimiser does not know them (`core.state.split`). Raises `ConfigError` where an objective needs the other rows.
+    (`core.sparse_rows`), and a model that knows items by their facts is shown no other items, where that is fewer;
+    `frozen` are the parameters that the optimiser never moves. Those `held` get no gradient either, and the optimiser
+    does not know them (`core.state.split`). Raises `ConfigError` where an objective needs the other rows.
     """
-    sparse = sparse_rows.plan(model.axes, row_wise, frozen, objectives)
+    sparse = sparse_rows.plan(model, row_wise, frozen, objectives)
 
     def keys_of(key: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         model_key, *keys = jax.random.split(key, 1 + len(objectives))
@@ -95,7 +96,8 @@ def make_train_step(
             batch = jax.lax.map(lambda xs: with_draws(xs[0], const, xs[1]), (batch, keys))
         params, opt_state, rows, num_rows = state.params, state.opt_state, None, 0
         if sparse is not None:
-            num_rows = sparse_rows.rows_of(params, sparse)
+            num_rows = sparse_rows.rows_of(params, const, sparse)
+        if sparse is not None and (sparse.tables or sparse.is_shorter(batch, num_rows)):
             rows, batch = sparse.touched(batch, num_rows)
             params, opt_state = (sparse.compact(tree, rows, num_rows) for tree in (params, opt_state))
             const = sparse.compact_facts(const, rows, num_rows)

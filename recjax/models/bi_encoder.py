@@ -24,6 +24,8 @@ class BiEncoder(FoldedSequence):
     step. Dropout acts on queries and histories alone. Everything else is as in `Sequence`.
     """
 
+    by_item = False  # titles are spelt in rows of the table that items are rows of
+
     def item_table(self, batch: dict[str, Any]) -> jax.Array:
         """[v, d]: titles as the output at their last token, the other rows as they are."""
         ids = batch["item/text"]

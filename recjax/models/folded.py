@@ -5,7 +5,7 @@ Training needs the making of the vectors; whoever only asks does not. Once train
 """
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,12 @@ from recjax.models.sequence import Sequence, count_parameters
 
 
 class FoldedSequence(Sequence):
-    """A `Sequence` with a tied head whose subclass makes the item vectors, in `item_table`, of facts in the batch."""
+    """A `Sequence` with a tied head whose subclass makes the item vectors, in `item_table`, of facts in the batch.
+
+    `by_item` is False where a vector needs more than the facts of its own item (see `core.module.Functional`).
+    """
+
+    by_item: ClassVar[bool] = True
 
     def __init__(self, *, num_rows: int, rngs: Rngs, **plain: Any) -> None:
         super().__init__(num_rows=num_rows, rngs=rngs, **plain)

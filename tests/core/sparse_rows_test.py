@@ -180,6 +180,57 @@ def test_facts_follow_their_rows() -> None:
     close(got, want)
 
 
+class ByFacts(Module):
+    """Items by a product with what is known of them; nothing is kept for any one."""
+
+    by_item = True
+
+    def __init__(self, *, rngs: Rngs) -> None:
+        self.turn = param(rngs, (D, D), (None, None), nnx.initializers.normal(0.5))
+
+    def __call__(self, batch, *, train, key):
+        x, table = lookup_and_pass(batch["item/vectors"] @ self.turn[...], batch["history_ids"])
+        return {"hidden": x, "table": table}
+
+
+def knowing(rows: int = V, items: int = ITEMS) -> dict[str, jax.Array]:
+    return {**const_of(rows, items), "item/vectors": jax.random.normal(jax.random.key(5), (rows, D))}
+
+
+@pytest.mark.parametrize(("items", "accumulate"), [(ITEMS, 1), (ITEMS, 2), (40, 1)])
+def test_a_model_of_facts_sees_the_items_of_its_batch_and_learns_the_same(items: int, accumulate: int) -> None:
+    found, flops = [], []
+    const, data = knowing(items + 32, items), batches(items)
+    for by_item in (True, False):
+        model = Functional(ByFacts)
+        model.by_item = by_item
+        config = Optimizer(kind="sgd", learning_rate=0.1)
+        step, create = jitted(config, by_rows=False, model=model, accumulate=accumulate)
+        found.append(run(step, create(), const, data))
+        flops.append(step.lower(create(), data[0], const).cost_analysis()["flops"])
+    close(*found)
+    assert (flops[0] < 0.7 * flops[1]) == (items == ITEMS)
+
+
+def test_a_model_of_facts_takes_as_long_whatever_the_catalogue() -> None:
+    flops = []
+    for rows in (2**12, 2**16):
+        step, create = jitted(Optimizer(kind="sgd"), by_rows=False, model=Functional(ByFacts))
+        const = jax.eval_shape(lambda rows=rows: knowing(rows, rows - 10))
+        flops.append(step.lower(jax.eval_shape(create), batches()[0], const).cost_analysis()["flops"])
+    assert flops[1] < 1.1 * flops[0]
+
+
+def test_a_full_softmax_over_items_of_facts_sees_all_of_them() -> None:
+    found = []
+    for by_item in (True, False):
+        model = Functional(ByFacts)
+        model.by_item = by_item
+        step, create = jitted(Optimizer(kind="sgd"), by_rows=False, model=model, objective=CatalogueSoftmax())
+        found.append(run(step, create(), knowing(), batches(count=1)))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
