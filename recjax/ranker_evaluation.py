@@ -24,7 +24,8 @@ from recjax.core.sharding import Mesh
 from recjax.data.examples import Examples
 from recjax.data.rows_feed import RowReader, held_rows
 from recjax.data.sampled import HeldExamples
-from recjax.metrics.binary import corrected, deciles
+from recjax.metrics.binary import corrected
+from recjax.metrics.calibration import deciles
 from recjax.ranker_metrics import METRICS, OF_REQUESTS, OF_ROW, Judged, calibration_task, grouped, judged
 from recjax.ranking import fetch, run_late
 from recjax.results import Result, System

@@ -7,16 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recjax.metrics.auc import auc_by_user, grouped_auc_by_user, ratio_by_user
+from recjax.metrics.auc import auc_by_user, grouped_aucs_by_user, ratio_by_user
 from recjax.metrics.binary import (
     binary_log_losses,
     calibration_by_user,
-    deciles,
     domain_auc_by_user,
     normalised_entropy_by_user,
     sigmoid,
 )
-from recjax.metrics.calibration import calibration_error
+from recjax.metrics.calibration import calibration_error, deciles
 from recjax.metrics.group_shift import shift_by_user
 from recjax.metrics.requests import request_metrics_by_user
 from recjax.metrics.values import deviance_by_user, predicted_values, rmse_by_user
@@ -90,10 +89,11 @@ def head_metrics(rows: Judged, head: int, logit: np.ndarray) -> tuple[dict[str, 
         }, {}
     loss, p = binary_log_losses(z, label), sigmoid(z)
     many = np.bincount(user, minlength=users).astype(np.float64)
+    grouped_auc, gauc = grouped_aucs_by_user(z, positive, user, users)
     found = {
         "auc": auc_by_user(z, positive, user, users),
-        "grouped_auc": grouped_auc_by_user(z, positive, user, users),
-        "gauc": grouped_auc_by_user(z, positive, user, users, by_rows=True),
+        "grouped_auc": grouped_auc,
+        "gauc": gauc,
         "log_loss": ratio_by_user(np.bincount(user, loss, minlength=users), many),
         "normalised_entropy": normalised_entropy_by_user(loss, label, user, users),
         "calibration": calibration_by_user(p, label, user, users),

@@ -12,7 +12,7 @@ metric moves when other users are drawn (the influence function; for the auc tha
 """
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 
 def auc(scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> float:
@@ -25,10 +25,10 @@ def auc_by_user(
     scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"], user: Int[np.ndarray, " n"], users: int
 ) -> Float[np.ndarray, " u"]:
     """`auc`, linearised in the users 0 to `users` - 1; NaN where one kind is missing."""
-    whole = auc(scores, positive)
-    if np.isnan(whole):
-        return np.full(users, np.nan)
     above, below = _placements(scores, positive)
+    if not len(above) or not len(below):
+        return np.full(users, np.nan)
+    whole = above.mean()
     moved = np.full(users, whole)
     for values, who in ((above, user[positive]), (below, user[~positive])):
         moved += users * np.bincount(who, values - whole, minlength=users) / len(values)
@@ -44,27 +44,29 @@ def grouped_auc(
 
 
 def grouped_auc_by_user(
-    scores: Float[np.ndarray, " n"],
-    positive: Bool[np.ndarray, " n"],
-    user: Int[np.ndarray, " n"],
-    users: int,
-    *,
-    by_rows: bool = False,
+    scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"], user: Int[np.ndarray, " n"], users: int
 ) -> Float[np.ndarray, " u"]:
-    """`grouped_auc`, or with `by_rows` the gauc, linearised; a user with one kind alone changes nothing and stands at
-    the metric itself."""
+    """`grouped_auc`, linearised; a user with one kind alone changes nothing and stands at the metric itself."""
+    return grouped_aucs_by_user(scores, positive, user, users)[0]
+
+
+def grouped_aucs_by_user(
+    scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"], user: Int[np.ndarray, " n"], users: int
+) -> tuple[Float[np.ndarray, " u"], Float[np.ndarray, " u"]]:
+    """`grouped_auc` and the gauc, both linearised as `grouped_auc_by_user` is."""
     order = np.lexsort((scores, user))
-    who, score, held = user[order], scores[order], positive[order]
-    same = np.concatenate([[False], (who[1:] == who[:-1]) & (score[1:] == score[:-1])])
-    tie = np.cumsum(~same) - 1
-    place = np.arange(1, len(order) + 1)
-    rank = (np.bincount(tie, place) / np.bincount(tie))[tie] if len(order) else place.astype(float)
-    rank = rank - np.searchsorted(who, who)  # from 1 on within each user
-    positives = np.bincount(who, held, minlength=users)
-    negatives = np.bincount(who, ~held, minlength=users)
+    who, held = user[order], positive[order]
+    tie, start = ties(who, scores[order])
+    rank = ((start + np.append(start[1:], len(order)) + 1) / 2)[tie]  # of the middle of equals, from 1 on
+    rows, positives = np.bincount(user, minlength=users), np.bincount(who, held, minlength=users)
+    rank -= (np.cumsum(rows) - rows)[who]  # within each user
+    negatives = rows - positives
     wins = np.bincount(who, rank * held, minlength=users) - positives * (positives + 1) / 2
-    weight = ((positives > 0) & (negatives > 0)) * (positives + negatives if by_rows else 1.0)
-    return ratio_by_user(weight * wins / np.maximum(positives * negatives, 1), weight)
+    both = (positives > 0) & (negatives > 0)
+    each = wins / np.maximum(positives * negatives, 1)
+    weights = both.astype(np.float64), both * rows.astype(np.float64)
+    plain, by_rows = (ratio_by_user(weight * each, weight) for weight in weights)
+    return plain, by_rows
 
 
 def ratio_by_user(total: Float[np.ndarray, " u"], weight: Float[np.ndarray, " u"]) -> Float[np.ndarray, " u"]:
@@ -84,13 +86,22 @@ def log_losses(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) 
 
 
 def _placements(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each positive the share of negatives below it, for each negative the share of positives above it."""
-    held, others = np.sort(scores[positive]), np.sort(scores[~positive])
-    above = _share_below(others, scores[positive])
-    return above, 1.0 - _share_below(held, scores[~positive])
+    """For each positive the share of negatives below it, for each negative the share of positives above it; equals
+    count half."""
+    order = np.argsort(scores)
+    tie, start = ties(scores[order])
+    held = np.concatenate([[0], np.cumsum(positive[order])])[np.append(start, len(order))]
+    positives = (held[:-1] + held[1:]) / 2  # below the middle of each run of equals
+    negatives = (start + np.append(start[1:], len(order))) / 2 - positives
+    place = np.empty(len(order), np.int64)
+    place[order] = tie
+    many = int(positive.sum())
+    above = negatives[place[positive]] / max(len(order) - many, 1)
+    return above, 1.0 - positives[place[~positive]] / max(many, 1)
 
 
-def _share_below(ordered: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The share of `ordered` that is less than each score, equals counted half."""
-    less, upto = (np.searchsorted(ordered, scores, side=side) for side in ("left", "right"))
-    return (less + upto) / 2 / max(len(ordered), 1)
+def ties(*ordered: Shaped[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " r"]]:
+    """Of rows in order of some columns: which run of equal rows each is in, from 0 on, and where each run starts."""
+    differs = [column[1:] != column[:-1] for column in ordered]
+    first = np.concatenate([[True], np.logical_or.reduce(differs)])[: len(ordered[0])]
+    return np.cumsum(first) - 1, np.flatnonzero(first)

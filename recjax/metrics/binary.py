@@ -10,6 +10,7 @@
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import expit
 
 from recjax.metrics.auc import auc_by_user, ratio_by_user
 
@@ -22,7 +23,7 @@ def binary_log_losses(logit: Float[np.ndarray, " n"], label: Float[np.ndarray, "
 
 def sigmoid(logit: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Probabilities, in float64."""
-    return np.exp(-np.logaddexp(0.0, -logit.astype(np.float64)))
+    return expit(logit.astype(np.float64))
 
 
 def corrected(logit: Float[np.ndarray, " n"], keep: float) -> Float[np.ndarray, " n"]:
@@ -77,9 +78,3 @@ def domain_auc_by_user(
     if not found:
         return np.full(users, np.nan), np.full(users, np.nan)
     return np.average(found, axis=0, weights=rows), np.mean(found, axis=0)
-
-
-def deciles(probability: Float[np.ndarray, " n"], bins: int = 10) -> Int[np.ndarray, " n"]:
-    """Which of `bins` equally large parts, from the least probable on, each row is in; equals stay together."""
-    ordered = np.sort(probability)
-    return np.searchsorted(ordered, probability, side="left") * bins // max(len(ordered), 1)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from recjax.metrics.auc import ties
+
 BINS = 15
 _STEPS, _TOLERANCE = 100, 1e-10
 # Keeps the fit finite where the answers can be told apart without error; of the order of one answer in a million.
@@ -62,10 +64,18 @@ def calibration_error(
     """
     if not len(probability):
         return float("nan")
-    ordered = np.sort(probability)
-    place = np.searchsorted(ordered, probability, side="left") * bins // len(ordered)
+    place = deciles(probability, bins=bins)
     said, did = (np.bincount(place, x, minlength=bins) for x in (probability, happened.astype(np.float64)))
-    return float(np.abs(said - did).sum() / len(ordered))
+    return float(np.abs(said - did).sum() / len(probability))
+
+
+def deciles(probability: Float[np.ndarray, " n"], bins: int = 10) -> Int[np.ndarray, " n"]:
+    """Which of `bins` equally large parts, from the least probable on, each row is in; equals stay together."""
+    order = np.argsort(probability)
+    tie, start = ties(probability[order])
+    place = np.empty(len(order), np.int64)
+    place[order] = start[tie] * bins // max(len(order), 1)
+    return place
 
 
 def _newton(z: np.ndarray, labels: np.ndarray, fixed_slope: float | None) -> np.ndarray:

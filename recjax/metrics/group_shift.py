@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-_ROUNDS = 50
+from recjax.metrics.binary import sigmoid
+
+_ROUNDS, _TOLERANCE = 60, 1e-12
 
 
 def group_shifts(
@@ -20,8 +22,8 @@ def group_shifts(
 ) -> Float[np.ndarray, " g"]:
     """For each group the s with sum of weight * sigmoid(logit + s) over its rows = its total; float64.
 
-    By bisection, all groups at once. A total of 0 or less gives -inf, one of the whole weight or more inf, and a group
-    without rows 0.
+    By Newton's method kept within bisection's bounds, all groups at once. A total of 0 or less gives -inf, one of the
+    whole weight or more inf, and a group without rows 0.
     """
     logits = np.asarray(logits, np.float64)
     weight = np.ones(len(logits)) if weight is None else np.asarray(weight, np.float64)
@@ -29,11 +31,17 @@ def group_shifts(
     most = np.bincount(group, weight, minlength=count)
     reach = 1 + np.abs(logits).max(initial=0) + np.log(max(most.max(initial=1), 1) / _smallest(totals, most))
     low, high = np.full(count, -reach), np.full(count, reach)
+    middle = np.zeros(count)
     for _ in range(_ROUNDS):
-        middle = (low + high) / 2
-        said = np.bincount(group, weight * _sigmoid(logits + middle[group]), minlength=count)
+        p = sigmoid(logits + middle[group])
+        said, slope = (np.bincount(group, weight * x, minlength=count) for x in (p, p * (1 - p)))
         low, high = np.where(said < totals, middle, low), np.where(said < totals, high, middle)
-    shift = np.where(totals <= 0, -np.inf, np.where(totals >= most, np.inf, (low + high) / 2))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            newton = middle + (totals - said) / slope
+        before, middle = middle, np.where((newton > low) & (newton < high), newton, (low + high) / 2)
+        if (np.abs(middle - before) <= _TOLERANCE * (1 + np.abs(middle)))[(totals > 0) & (totals < most)].all():
+            break
+    shift = np.where(totals <= 0, -np.inf, np.where(totals >= most, np.inf, middle))
     return np.where(most > 0, shift, 0)
 
 
@@ -48,7 +56,7 @@ def shift_by_user(
     [shift] = group_shifts(logits, np.zeros(len(logits), np.int64), np.asarray([label.sum()]))
     if not np.isfinite(shift) or not len(logits):
         return np.full(users, np.nan)
-    p = _sigmoid(np.asarray(logits, np.float64) + shift)
+    p = sigmoid(np.asarray(logits, np.float64) + shift)
     left = np.bincount(user, label - p, minlength=users)
     return shift + users * left / (p * (1 - p)).sum()
 
@@ -57,7 +65,3 @@ def _smallest(totals: np.ndarray, most: np.ndarray) -> float:
     """How near a total that can be reached is to nothing or to all."""
     near = np.minimum(totals, most - totals)
     return float(near[near > 0].min(initial=1.0))
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -x))

@@ -8,7 +8,7 @@ does: users may have several requests.
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from recjax.metrics.auc import ratio_by_user
+from recjax.metrics.auc import ratio_by_user, ties
 
 
 def order_of_equals(count: int) -> Int[np.ndarray, " n"]:
@@ -19,9 +19,9 @@ def order_of_equals(count: int) -> Int[np.ndarray, " n"]:
 def ranks(scores: Float[np.ndarray, " n"], request: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Position of each row among those of its request, from 0 on."""
     order = np.lexsort((order_of_equals(len(scores)), -scores, request))
-    grouped = request[order]
+    run, start = ties(request[order])
     found = np.empty(len(order), np.int64)
-    found[order] = np.arange(len(order)) - np.searchsorted(grouped, grouped)
+    found[order] = np.arange(len(order)) - start[run]
     return found
 
 

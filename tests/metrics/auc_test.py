@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recjax.metrics.auc import auc, auc_by_user, grouped_auc, grouped_auc_by_user, log_losses, ratio_by_user
+from recjax.metrics.auc import (
+    auc,
+    auc_by_user,
+    grouped_auc,
+    grouped_auc_by_user,
+    grouped_aucs_by_user,
+    log_losses,
+    ratio_by_user,
+)
 from recjax.metrics.bootstrap import interval
 
 
@@ -34,9 +42,10 @@ def test_auc_and_grouped_auc_by_brute_force(case) -> None:
     np.testing.assert_allclose(grouped_auc(scores, positive, user, users), want, atol=1e-12)
     known, rows = np.isfinite(each), np.bincount(user, minlength=users)
     want = np.average(each[known], weights=rows[known]) if known.any() else np.nan
-    got = grouped_auc_by_user(scores, positive, user, users, by_rows=True).mean()
+    got = grouped_aucs_by_user(scores, positive, user, users)[1].mean()
     np.testing.assert_allclose(got, want, atol=1e-12)
-    np.testing.assert_allclose(grouped_auc_by_user(scores, positive, user * 0, 1, by_rows=True), auc(scores, positive))
+    _, gauc = grouped_aucs_by_user(scores, positive, user * 0, 1)
+    np.testing.assert_allclose(gauc, auc(scores, positive))
 
 
 @given(answers())

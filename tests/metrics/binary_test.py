@@ -8,7 +8,6 @@ from recjax.metrics.binary import (
     binary_log_losses,
     calibration_by_user,
     corrected,
-    deciles,
     domain_auc_by_user,
     normalised_entropy_by_user,
     sigmoid,
@@ -101,9 +100,3 @@ def test_values_by_user_move_as_the_metric_does(metric: str) -> None:
             times[who] += 1
             moved = (whole(times) - base) * 50 * 40
             assert abs(moved - (values[who] - base)) < 0.03 * max(1, abs(values[who] - base))
-
-
-def test_deciles_are_equally_large_and_in_order() -> None:
-    p = np.random.default_rng(0).permutation(np.arange(1000) / 1000)
-    assert (deciles(p) == (p * 10).astype(int)).all()
-    assert np.unique(deciles(np.full(20, 0.5))).tolist() == [0]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recjax.metrics.auc import auc, log_losses
-from recjax.metrics.calibration import Calibration, calibration_error, fit_calibration, probabilities
+from recjax.metrics.calibration import Calibration, calibration_error, deciles, fit_calibration, probabilities
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -67,3 +67,9 @@ def test_the_error_by_brute_force(seed: int, count: int, bins: int) -> None:
 def test_a_constant_that_is_right_has_no_error() -> None:
     happened = np.arange(100) % 4 == 0
     assert calibration_error(np.full(100, 0.25), happened) == 0
+
+
+def test_deciles_are_equally_large_and_in_order() -> None:
+    p = np.random.default_rng(0).permutation(np.arange(1000) / 1000)
+    assert (deciles(p) == (p * 10).astype(int)).all()
+    assert np.unique(deciles(np.full(20, 0.5))).tolist() == [0]
