@@ -7,39 +7,54 @@ no ranks: it takes two folders that were evaluated before and says whether A is 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recjax import cli, command
+import jax
+
+import recjax
+from recjax import cli, command, result_files
 from recjax.codes_evaluation import CodesEvaluation, CodesEvaluator
 from recjax.core import mirror
 from recjax.core.errors import CheckpointError, ConfigError
+from recjax.core.saved import FILES
 from recjax.evaluation import assess
 from recjax.label_evaluation import LabelEvaluator
 from recjax.launch import cluster
 from recjax.ranker_evaluation import RankerEvaluator
 from recjax.recipe import Recipe
-from recjax.results import METRICS, PER_USER, Comparison, Result, compare
+from recjax.result_files import METRICS, PER_USER, Comparison, compare
+from recjax.results import Result
 from recjax.tables import Table, buckets_table, differences_table, hard_tables, number, signed, systems_table
-from recjax.trained import load
+from recjax.trained import Trained, load
 
 SPLITS = ("test", "valid")
 
 
 def evaluate_run(
-    recipe: Recipe, workdir: Path, *, split: str = "test", checkpoint: str = "", cache: Path | None = None
+    recipe: Recipe,
+    workdir: Path,
+    *,
+    split: str = "test",
+    checkpoint: str = "",
+    cache: Path | None = None,
+    settings: str = "",
 ) -> dict[str, Result]:
     """Evaluate a checkpoint of `workdir` on every task of the mixture, unseen ones too; saves task -> result.
 
-    `workdir` is a folder or a URL, and `checkpoint` chooses as in `trained.load`. Raises `CheckpointError` when there
-    is none that fits. Nothing is found for a model that ranks nobody: what there is to say of its codes stands in
-    their artifact.
+    `workdir` is a folder or a URL, and `checkpoint` chooses as in `trained.load`. With `settings`, the recipe as text,
+    a result saved before for the same settings, examples and checkpoint by this version of recjax is read and not
+    taken again. Raises `CheckpointError` when there is none that fits. Nothing is found for a model that ranks nobody:
+    what there is to say of its codes stands in their artifact.
     """
     if isinstance(recipe.evaluation, CodesEvaluation):
         return {}
     with mirror.local(workdir, error=CheckpointError, cache=cache) as place:
         run = load(recipe, place, checkpoint=checkpoint, cache=cache)
+        of = _identity(run, settings)
         stated = {
             "history_length": recipe.feed.history_length,
             "recipe": recipe.name,
@@ -48,6 +63,12 @@ def evaluate_run(
         }
         found = {}
         for at, task in enumerate(recipe.mixture.evaluated):
+            folder = folder_of(recipe, place, split, task.name)
+            # processes of one run that do not share a disk could disagree about what stands on it
+            if settings and jax.process_count() == 1 and (standing := result_files.load(folder, of=of)):
+                print(f"{folder / METRICS} stands: the same checkpoint, examples and settings")
+                found[task.name] = standing
+                continue
             evaluator = run.assembly.evaluator(split, at)
             assert not isinstance(evaluator, CodesEvaluator)
             if isinstance(evaluator, LabelEvaluator | RankerEvaluator):
@@ -55,8 +76,16 @@ def evaluate_run(
             else:
                 found[task.name] = assess(evaluator, run.params, stated)
             if cluster.is_lead():
-                found[task.name].save(folder_of(recipe, place, split, task.name))
+                result_files.save(found[task.name], folder, of=of)
         return found
+
+
+def _identity(run: Trained, settings: str) -> str:
+    """A hash of all that a result follows from."""
+    files = (run.checkpoint / FILES).read_bytes()
+    prepared = [examples.hash for examples in run.assembly.evaluated]
+    parts = [recjax.__version__, settings, hashlib.sha256(files).hexdigest(), *prepared]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def folder_of(recipe: Recipe, workdir: Path, split: str, task: str) -> Path:

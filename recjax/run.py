@@ -45,7 +45,8 @@ from recjax.list import Header, main_stage, read_header
 from recjax.prepare import ensure_prepared
 from recjax.recipe import Assembly, Recipe
 from recjax.report import Report, write_report
-from recjax.results import METRICS, Result, write_json
+from recjax.result_files import METRICS, write_json
+from recjax.results import Result
 from recjax.seeds import mean_of_seeds
 from recjax.serve.bundle import Bundle
 from recjax.serve.features import pad, pad_times
@@ -217,7 +218,7 @@ def _stage(
     for kind in header.infer.replace(",", " ").split():
         if not (out := place / "artifacts" / kind).exists():
             infer_run(load(recipe, place, cache=cache), kind=kind, out=out)
-    results = evaluate_run(recipe, place, cache=cache)
+    results = evaluate_run(recipe, place, cache=cache, settings=snapshot.config)
     return Stage(
         recipe=recipe,
         seed=seed,

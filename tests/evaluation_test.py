@@ -26,7 +26,7 @@ from recjax.evaluation import Evaluation, Evaluator, evaluate, rank_baselines, r
 from recjax.metrics.topk import per_user
 from recjax.models.sequence import Sequence
 from recjax.nn.config import TransformerConfig
-from recjax.results import compare
+from recjax.result_files import compare, save
 
 ITEMS, USERS, LENGTH = 60, 37, 4
 TRAIN = [Field(name="user_index", dtype="int64", rank=0), Field(name="items", dtype="int32", rank=1)]
@@ -223,7 +223,7 @@ def test_baselines_share_users_and_protocol(examples, model, params, tmp_path):
         removed = set(events[:-1].tolist()) - {int(events[-1])}
         order = sorted((r for r in range(2, 2 + ITEMS) if r not in removed), key=lambda r: (-count[r], r))
         assert result.systems["popularity"].rank[user] == order.index(events[-1])
-    metrics = json.loads(result.save(tmp_path / "run").read_text())
+    metrics = json.loads(save(result, tmp_path / "run").read_text())
     assert metrics["protocol"]["users"] == USERS
     assert metrics["protocol"]["catalogue_size"] == ITEMS
     assert metrics["protocol"]["seeds"] == {"train": 7, "evaluation": 0}
@@ -248,7 +248,7 @@ def test_baselines_share_users_and_protocol(examples, model, params, tmp_path):
 def test_two_runs_are_compared_user_by_user(examples, model, params, tmp_path):
     config = Evaluation(k=(1, 5, 10), batch_size=8, baselines=(), bootstrap_samples=200)
     for name, weights in (("a", params), ("b", model.init(jax.random.key(1)))):
-        evaluate(model, weights, examples, config=config, history_length=LENGTH).save(tmp_path / name)
+        save(evaluate(model, weights, examples, config=config, history_length=LENGTH), tmp_path / name)
     found = compare(tmp_path / "a", tmp_path / "b", samples=200)
     ranks = brute_force(params, "removed")[0]
     assert found.users == USERS and found.ours["recall@10"] == pytest.approx((ranks < 10).mean())
@@ -257,15 +257,15 @@ def test_two_runs_are_compared_user_by_user(examples, model, params, tmp_path):
     assert (same.low, same.mean, same.high) == (0, 0, 0)
 
     kept = Evaluation(k=(1, 5, 10), batch_size=8, seen="kept", baselines=(), bootstrap_samples=50)
-    evaluate(model, params, examples, config=kept, history_length=LENGTH).save(tmp_path / "kept")
+    save(evaluate(model, params, examples, config=kept, history_length=LENGTH), tmp_path / "kept")
     with pytest.raises(ConfigError, match="differ in seen"):
         compare(tmp_path / "a", tmp_path / "kept")
     timed = evaluate(model, params, examples, config=config, history_length=LENGTH, protocol={"target_time_used": True})
-    timed.save(tmp_path / "timed")
+    save(timed, tmp_path / "timed")
     with pytest.raises(ConfigError, match="differ in target_time_used"):
         compare(tmp_path / "a", tmp_path / "timed")
     fewer = Evaluation(k=(1, 5, 10), batch_size=8, max_users=9, baselines=(), bootstrap_samples=50)
-    evaluate(model, params, examples, config=fewer, history_length=LENGTH).save(tmp_path / "fewer")
+    save(evaluate(model, params, examples, config=fewer, history_length=LENGTH), tmp_path / "fewer")
     with pytest.raises(ConfigError, match="different users"):
         compare(tmp_path / "a", tmp_path / "fewer")
     with pytest.raises(ConfigError, match="no evaluation here"):

@@ -19,6 +19,7 @@ from recjax.data.vocab import FIRST_ITEM, ItemVocab
 from recjax.evaluation import Evaluation, evaluate
 from recjax.metrics.buckets import ITEM_BUCKETS, item_buckets
 from recjax.protocol import HARD
+from recjax.result_files import save
 from recjax.tables import hard_section, hard_tables
 
 ITEMS, USERS, HELD = 40, 23, 4
@@ -273,7 +274,7 @@ def test_item_quality_parts_by_the_age_of_training_events(result):
 
 
 def test_results_are_saved_and_shown(result, tmp_path):
-    metrics = json.loads(result.save(tmp_path).read_text())
+    metrics = json.loads(save(result, tmp_path).read_text())
     assert list(metrics["hard"]) == list(CONFIG.hard)
     for task, found in metrics["hard"].items():
         for group in found["groups"].values():

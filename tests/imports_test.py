@@ -35,7 +35,7 @@ INSIDE = {
     # An entry point with files of its own.
     "study": (
         *("core", "data", "losses", "models", "nn", "command", "cli", "evaluate", "evaluation", "plots", "prepare"),
-        *("recipe", "results", "tables", "train", "trained"),
+        *("recipe", "result_files", "tables", "train", "trained"),
     ),
 }
 # Files that may import more than their folder.

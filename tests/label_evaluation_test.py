@@ -23,7 +23,7 @@ from recjax.metrics.calibration import fit_calibration, probabilities
 from recjax.models.sequence import Sequence
 from recjax.nn.config import TransformerConfig
 from recjax.report import Report, write_report
-from recjax.results import compare
+from recjax.result_files import compare, save
 from recjax.tables import buckets_table, differences_table, hard_tables, systems_table
 
 PIECES, V = 90, 128
@@ -171,7 +171,7 @@ def test_runs_compare_on_the_same_questions_however_long_the_prompts(tmp_path: P
     assert difference["mean"] == pytest.approx(values[1] - values[0]) and difference["low"] < difference["mean"]
     assert arms_table(found).header[1:4] == ["auc", "grouped_auc", "log_loss"]
     for name, result in zip(("a", "b"), results, strict=True):
-        result.save(tmp_path / name)
+        save(result, tmp_path / name)
     again = compare(tmp_path / "b", tmp_path / "a", samples=50)
     assert again.difference["auc"].mean == pytest.approx(difference["mean"], abs=1e-6)
     others = folder(tmp_path / "others", valid=draw(0), test=draw(9))

@@ -32,7 +32,7 @@ from recjax.prepare import ensure_prepared
 from recjax.prompts.tokenizer import TokenizerConfig
 from recjax.prompts.writer import Budget
 from recjax.recipe import Assembly, Recipe
-from recjax.results import METRICS, PER_USER
+from recjax.result_files import METRICS, PER_USER
 from recjax.serve.score_bundle import ScoreBundle
 from recjax.tasks.documents import Documents
 from recjax.tasks.mixtures import Mixture

@@ -22,7 +22,7 @@ from recjax.data.sources import DataDir
 from recjax.infer import infer
 from recjax.metrics.auc import auc, grouped_auc
 from recjax.ranker_evaluation import RankerEvaluation, RankerEvaluator
-from recjax.results import compare
+from recjax.result_files import compare, save
 from recjax.tasks.cache import place_of
 from recjax.tasks.impressions import Impressions
 
@@ -126,8 +126,8 @@ def test_baselines_are_rates_of_training(examples: Examples, params: Any) -> Non
 def test_a_result_is_saved_and_compared(examples: Examples, params: Any, tmp_path: Path) -> None:
     ours = evaluator_of(examples).assess(params, {})
     theirs = evaluator_of(examples).assess(jax.tree.map(jnp.negative, params), {})
-    ours.save(tmp_path / "ours")
-    theirs.save(tmp_path / "theirs")
+    save(ours, tmp_path / "ours")
+    save(theirs, tmp_path / "theirs")
     found = compare(tmp_path / "ours", tmp_path / "theirs", samples=100)
     z, label = plain_logits(examples, params), RowReader(examples, "test").column("labels")[:, 0] > 0
     assert np.isclose(found.difference["auc"].mean, auc(z, label) - found.theirs["auc"], atol=1e-6)

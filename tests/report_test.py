@@ -136,7 +136,7 @@ def test_a_report_without_curve_or_published_values(tmp_path):
 
 
 def test_metrics_are_json_even_where_a_value_is_not_a_number(tmp_path):
-    from recjax.results import write_json
+    from recjax.result_files import write_json
 
     path = write_json(tmp_path / "x.json", {"a": float("nan"), "b": np.float32(0.5), "c": [np.int64(3), (1.0,)]})
     assert json.loads(path.read_text()) == {"a": None, "b": 0.5, "c": [3, [1.0]]}

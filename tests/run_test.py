@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from recjax import cli, run
+from recjax import cli, evaluate, run
 from recjax.core.errors import ConfigError
 from recjax.core.flags import Flags, recipe_files
+from recjax.evaluation import assess
 from recjax.serve.bundle import Bundle
 
 
@@ -40,14 +42,31 @@ def test_values_are_means_over_seeds(finished: Path) -> None:
     assert metrics["rows"]["popularity"] == each[0]["rows"]["popularity"]
 
 
-def test_a_finished_run_is_not_trained_again(
-    finished: Path, tiny_gin: Path, capsys: pytest.CaptureFixture[str]
+def test_a_finished_run_is_neither_trained_nor_evaluated_again(
+    finished: Path, tiny_gin: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curve = (finished / "seed0" / "metrics.jsonl").read_bytes()
+    metrics, report = ((finished / name).read_bytes() for name in ("metrics.json", "report.md"))
+    monkeypatch.setattr(evaluate, "assess", None)
     assert cli.run(run.main, [f"--gin_file={tiny_gin}", f"--workdir={finished}", "--seeds=0,1"]) == 0
     assert (finished / "seed0" / "metrics.jsonl").read_bytes() == curve
+    assert (finished / "metrics.json").read_bytes() == metrics
+    assert but_for_training((finished / "report.md").read_bytes()) == but_for_training(report)
     shown = capsys.readouterr().out
     assert "1. " in shown and "3. " in shown and str(finished / "report.md") in shown
+
+
+def but_for_training(report: bytes) -> list[str]:
+    """Lines without what training took."""
+    return [re.sub(r"done before|[\d.]+ min", "", line) for line in report.decode().splitlines()]
+
+
+def test_another_evaluation_is_taken_again(finished: Path, tiny_gin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(evaluate, "assess", lambda *args: taken.append(args) or assess(*args))
+    words = [f"--gin_file={tiny_gin}", f"--workdir={finished}", "--seeds=0"]
+    assert cli.run(run.main, [*words, "--gin.evaluation.Evaluation.bootstrap_samples=20"]) == 0
+    assert len(taken) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recjax.core.writer import environment
-from recjax.results import write_json
+from recjax.result_files import write_json
 from recjax.study import plots
 from recjax.study.findings import Findings
 from recjax.study.fit import Bootstrap, stated
