@@ -113,7 +113,8 @@ class Functional:
     holds the module's outputs `seen/<name>` of all micro-batches, stacked in a first dimension.
 
     A module whose `by_item` is True makes what it knows of an item of the facts about that item alone, so that a step
-    may show it a few items in place of the catalogue (`core.sparse_rows`).
+    may show it a few items in place of the catalogue (`core.sparse_rows`); where it is False it needs the whole
+    catalogue for each. Modules that make nothing of facts have no such attribute, None here.
     """
 
     base: Functional
@@ -130,7 +131,7 @@ class Functional:
             "/".join(map(str, path)) for path, v in nnx.to_flat_state(state) if not v.get_metadata(_TRAINED)
         )
         self.maintains = hasattr(template, "maintain")
-        self.by_item = bool(getattr(template, "by_item", False))
+        self.by_item: bool | None = getattr(template, "by_item", None)
         self.base, self.held = self, frozenset()
 
     def init(self, key: jax.Array) -> Params:

@@ -124,6 +124,13 @@ def plan(
     if not row_wise:
         needs_all = tables or any(objective.reads_catalogue for objective in objectives)
         return SparseRows() if model.by_item and not needs_all else None
+    if model.by_item is False:
+        raise ConfigError(
+            f"{', '.join(row_wise)} is trained row by row, but the model makes the vectors of items of more of its rows "
+            "than those of a batch",
+            where="Optimizer.groups",
+            mend="take the optimiser adam or adagrad for the tables",
+        )
     for path in row_wise:
         if named[path][:1] != ("items",):
             raise ConfigError(

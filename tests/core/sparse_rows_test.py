@@ -231,9 +231,17 @@ def test_a_full_softmax_over_items_of_facts_sees_all_of_them() -> None:
     jax.tree.map(np.testing.assert_array_equal, *found)
 
 
+class ByCatalogue(Tiny):
+    by_item = False
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"model": Functional(functools.partial(ByCatalogue, num_rows=V, tied=True, normalize=False))},
+            "more of its rows",
+        ),
         ({"objective": CatalogueSoftmax()}, "moves every row"),
         ({"config": Optimizer(groups=(("^table$", Group(kind="rowwise_adagrad")),))}, "head would be trained whole"),
         ({"config": Optimizer(groups=(("turn|table|head", Group(kind="rowwise_adam")),))}, "no row for each item"),
