@@ -126,8 +126,8 @@ def plan(
         return SparseRows() if model.by_item and not needs_all else None
     if model.by_item is False:
         raise ConfigError(
-            f"{', '.join(row_wise)} is trained row by row, but the model makes the vectors of items of more of its rows "
-            "than those of a batch",
+            f"{', '.join(row_wise)} is trained row by row, but the model makes the vectors of items of more of its "
+            "rows than those of a batch",
             where="Optimizer.groups",
             mend="take the optimiser adam or adagrad for the tables",
         )

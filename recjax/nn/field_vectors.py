@@ -21,6 +21,7 @@ from recjax.core.module import Module, Rngs, param
 from recjax.nn.composed import taken
 from recjax.nn.dense import Dense, Pass
 from recjax.nn.embed import PAD, lookup
+from recjax.nn.intent_gate import IntentGate
 from recjax.nn.interaction import Alike, Inputs, InputShape
 from recjax.nn.item_vectors import ContentVectors, PieceVectors
 from recjax.nn.past_vectors import PRESENT, PastVectors
@@ -56,8 +57,8 @@ class FieldConfig:
 
     A number stands beside the vectors ("number"), or is a vector of its own times its value ("vector"). `past` makes
     one vector of several that earlier models had (`nn.past_vectors`), in the place of these. Fields that are `unread`
-    have no vector of their own: their values are only looked up in tables of earlier models. `dropout` acts on the
-    vectors of fields.
+    have no vector of their own: their values are only looked up in tables of earlier models. `gate` scales the vectors
+    of some fields by another one. `dropout` acts on the vectors of fields.
     """
 
     width: int = 16
@@ -68,6 +69,7 @@ class FieldConfig:
     items: PieceVectors | ContentVectors | None = None
     past: Sequence[PastVectors] = ()
     unread: Sequence[str] = ()
+    gate: IntentGate | None = None
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -114,6 +116,7 @@ class FieldVectors(Module):
         self.numbers = () if by_vector else self.numeric
         if not self.shape.flat:
             raise ConfigError("a ranker without fields", mend="declare fields for the task of the recipe")
+        self.gate = config.gate.make(self.shape, rngs=rngs) if config.gate else None
         widths = {f.name: f.width for f in fields if f.kind == "vector"}
         for number, name in enumerate(self.projected):
             setattr(self, f"project{number}", Dense(widths[name], config.width, rngs=rngs))
@@ -201,6 +204,10 @@ class FieldVectors(Module):
             weights.append(scaled[..., width:].sum((1, 2)))
             values = values[:, :0]
         stacked = jnp.concatenate(vectors, axis=1) if vectors else jnp.zeros((rows, 0, width), table.dtype)
+        if self.gate is not None:
+            stacked = self.gate(stacked)
+            if self.shape.names[self.gate.by] not in alike:  # differs from row to row, and so does what it scales
+                alike -= {self.shape.names[place] for place in self.gate.of}
         first = functools.reduce(jnp.add, weights) if self.first_order else None
         return Inputs(
             call.dropout(stacked, self.config.dropout), values, first, self._alike(alike, shared, owner, call)

@@ -20,6 +20,7 @@ from recjax.nn.factorization import Dot, FactorizationMachine
 from recjax.nn.field_attention import FieldAttention
 from recjax.nn.field_vectors import FieldConfig
 from recjax.nn.final_mlp import FinalMlp
+from recjax.nn.intent_gate import IntentGate
 from recjax.nn.interaction import Flat, Interaction
 from recjax.nn.target_attention import TargetAttention
 from recjax.nn.target_encoder import TargetEncoder
@@ -128,6 +129,13 @@ def test_what_was_done_with_the_items_of_a_history_may_be_shared(attention: Any,
     other = {**plain, "field/done": plain["field/done"].at[:, 0].set(122)}
     want, found = (model.apply(params, batch, train=False, key=None)["logit/click"] for batch in (plain, other))
     assert float(jnp.abs(want - found).max()) > 1e-3
+
+
+@pytest.mark.parametrize("of_context", [OF_CONTEXT, ("user", "liked"), ("words",), ()], ids=" ".join)
+def test_a_gate_may_be_shared_and_what_it_scales(of_context: tuple[str, ...]) -> None:
+    inputs = FieldConfig(width=WIDTH, gate=IntentGate(by="words", of=("user", "liked")))
+    model = ranker(Flat(deep=DEEP), inputs=inputs)
+    same(model, drawn(model), *asked(of_context))
 
 
 @pytest.mark.parametrize("beside", [{"liked": "words"}, {"liked": "nothing"}, {"age": "liked"}, {"liked": "liked"}])
