@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shlex
 import shutil
 import sys
@@ -30,7 +29,6 @@ from recjax import cli, command
 from recjax.account import account
 from recjax.arms import MODEL, Arm, arms_table, compare_arms, groups
 from recjax.core import mirror
-from recjax.core.config import Snapshot
 from recjax.core.errors import INTERRUPTED, CheckpointError, ConfigError, UnservableError
 from recjax.core.flags import Flags, find_file, parse_argv, recipe_files
 from recjax.core.writer import CONFIG, MANIFEST, environment, read_metrics
@@ -50,6 +48,7 @@ from recjax.results import Result
 from recjax.seeds import mean_of_seeds
 from recjax.serve.bundle import Bundle
 from recjax.serve.features import pad, pad_times
+from recjax.stages import check_stages, recipe_of_stage
 from recjax.study.__main__ import main as study_main
 from recjax.study.__main__ import study_file
 from recjax.tables import differences_table, number, systems_table
@@ -116,12 +115,12 @@ def run(
     """Run the stages in `files` for every seed; the report and the main stage of each seed.
 
     `flags` carries what is read after each stage's own file: further gin files and bindings. None when a stage was
-    told to stop: started again, it goes on. What cannot be configured is refused before anything is trained.
+    told to stop: started again, it goes on. What cannot be configured, or trained on these data, is refused before
+    anything is trained.
     """
     stages: list[Stage] = []
     main_stage({file.stem: read_header(file) for file in files})
-    for file in files:
-        _recipe(file, files, flags, workdir / f"seed{seeds[0]}", seeds[0])
+    check_stages(files, flags, workdir / f"seed{seeds[0]}", seeds[0], cache)
     for seed in seeds:
         for file in files:
             found = _stage(file, files, flags, workdir / f"seed{seed}", seed=seed, cache=cache, words=words)
@@ -149,7 +148,7 @@ def run(
         write_json(workdir / METRICS, metrics)
         # A recipe makes its parts of what gin was told last, which were other stages and seeds.
         [file] = [file for file in files if file.stem == name]
-        recipe, _ = _recipe(file, files, flags, workdir / f"seed{seeds[0]}", seeds[0])
+        recipe, _ = recipe_of_stage(file, files, flags, workdir / f"seed{seeds[0]}", seeds[0])
         facts |= _export(load(recipe, main[0].workdir, cache=cache), workdir / "bundle")
     report = Report(
         name=main[0].recipe.name,
@@ -210,7 +209,7 @@ def _stage(
 ) -> Stage | None:
     """Train, infer and evaluate one stage in its place under `folder`; None when it was told to stop."""
     header = read_header(file)
-    recipe, snapshot = _recipe(file, files, flags, folder, seed)
+    recipe, snapshot = recipe_of_stage(file, files, flags, folder, seed)
     place = folder / (file.stem if len(files) > 1 else "")
     outcome = train(recipe, place, snapshot=snapshot, cache=cache, words=words)
     if outcome.stopped == "signal":
@@ -231,17 +230,6 @@ def _stage(
     )
 
 
-def _recipe(file: Path, files: Sequence[Path], flags: Flags, folder: Path, seed: int) -> tuple[Recipe, Snapshot]:
-    """The recipe of a stage, whose place is in `folder`."""
-    bindings = (*_bindings_for(file, files, flags), f"SEED={seed}")
-    if "%STAGES" in file.read_text(encoding="utf-8"):
-        bindings += (f"STAGES={str(folder)!r}",)
-    further = (str(file), *flags.gin_files)
-    theirs = set().union(*(_macros(one, flags.search_paths) for one in files)) - _macros(file, flags.search_paths)
-    told = dataclasses.replace(flags, gin_files=further, bindings=bindings, unused_macros=tuple(sorted(theirs)))
-    return command.load(told)
-
-
 def _targets_seen(recipe: Recipe, cache: Path | None) -> float:
     """Share of the training targets of the first task that the recipe's steps reach at least once."""
     batches: Any = Assembly(recipe, ensure_prepared(recipe.mixture, cache)).batches()
@@ -249,28 +237,6 @@ def _targets_seen(recipe: Recipe, cache: Path | None) -> float:
     seen = batches.coverage([epochs])[0].total[0]
     batches.close()
     return seen
-
-
-def _bindings_for(file: Path, files: Sequence[Path], flags: Flags) -> list[str]:
-    """The bindings of the command line that concern a stage.
-
-    A macro that other stages know and this one does not is theirs (in a further file it has no effect); SOURCE_DIR is
-    for the stages that take it, and DATA_DIR then for all others.
-    """
-    further = [find_file(name, flags.search_paths) for name in flags.gin_files]
-    macros = {path: set().union(*(_macros(one, flags.search_paths) for one in (path, *further))) for path in files}
-    theirs = set().union(*macros.values()) - macros[file]
-    if any("SOURCE_DIR" in known for known in macros.values()):
-        theirs |= {"DATA_DIR"} if "SOURCE_DIR" in macros[file] else {"SOURCE_DIR"}
-    return [binding for binding in flags.bindings if binding.partition("=")[0].strip() not in theirs]
-
-
-def _macros(file: Path, search_paths: Sequence[str]) -> set[str]:
-    """The macros that a gin file and what it includes set."""
-    text = file.read_text(encoding="utf-8")
-    included = [find_file(name, search_paths) for name in re.findall(r"^include '([^']+)'", text, re.MULTILINE)]
-    here = set(re.findall(r"^([A-Z][A-Z0-9_]*)\s*=", text, re.MULTILINE))
-    return here.union(*(_macros(path, search_paths) for path in included))
 
 
 def _arms(stages: Sequence[Stage]) -> list[Arm]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recjax import cli, evaluate, run
+from recjax import cli, evaluate, run, stages
 from recjax.core.errors import ConfigError
 from recjax.core.flags import Flags, recipe_files
 from recjax.evaluation import assess
@@ -98,15 +98,29 @@ def test_a_mistake_in_the_last_stage_is_told_before_the_first_is_trained(
     assert not (tmp_path / "run").exists()
 
 
+def test_prompts_too_long_for_the_last_stage_are_told_before_the_first_is_trained(
+    tiny_gin: Path, tmp_path: Path
+) -> None:
+    last = tmp_path / "2_last.gin"
+    last.write_text(
+        "from __gin__ import dynamic_registration\nfrom recjax.data import pipeline\n"
+        "include 'configs/recipe/brew360/5_instruct.gin'\ninclude 'configs/run/tiny_text.gin'\n"
+        "pipeline.Feed.row_length = 32\npipeline.Feed.history_length = 32\n"
+    )
+    with pytest.raises(ConfigError, match="would be cut"):
+        run.run([tiny_gin, last], Flags(), tmp_path / "run", seeds=[0], cache=None, words=[])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_stage_is_given_the_data_it_takes(tmp_path: Path) -> None:
     """Of a system that is trained on one log and used on another; where there is one log, a mistake stays one."""
     first, second = tmp_path / "1_first.gin", tmp_path / "2_second.gin"
     first.write_text("SOURCE_DIR = ''\nDATA_DIR = %SOURCE_DIR\n")
     second.write_text("DATA_DIR = ''\n")
     given = Flags(bindings=("SOURCE_DIR='/a'", "DATA_DIR='/b'", "TRAIN_STEPS=3"))
-    assert run._bindings_for(first, [first, second], given) == ["SOURCE_DIR='/a'", "TRAIN_STEPS=3"]
-    assert run._bindings_for(second, [first, second], given) == ["DATA_DIR='/b'", "TRAIN_STEPS=3"]
-    assert run._bindings_for(second, [second], given) == list(given.bindings)
+    assert stages.bindings_for(first, [first, second], given) == ["SOURCE_DIR='/a'", "TRAIN_STEPS=3"]
+    assert stages.bindings_for(second, [first, second], given) == ["DATA_DIR='/b'", "TRAIN_STEPS=3"]
+    assert stages.bindings_for(second, [second], given) == list(given.bindings)
 
 
 def test_a_gin_file_beside_a_name_varies_every_stage(tmp_path: Path) -> None:
@@ -116,7 +130,7 @@ def test_a_gin_file_beside_a_name_varies_every_stage(tmp_path: Path) -> None:
     files = recipe_files("hstu")
     for binding, width in ((), 48), (("WIDTH=56",), 56):
         flags = Flags(gin_files=(str(extra),), bindings=binding)
-        texts = [run._recipe(file, files, flags, tmp_path, 0)[1].config for file in files]
+        texts = [stages.recipe_of_stage(file, files, flags, tmp_path, 0)[1].config for file in files]
         assert all(f"WIDTH = {width}\n" in text and "width = %WIDTH\n" in text for text in texts)
         assert len(set(texts)) == len(files) == 2
 
@@ -126,10 +140,10 @@ def test_what_a_further_file_sets_for_other_stages_is_not_a_mistake(tmp_path: Pa
     extra.write_text("RANKED = []\n")
     files = recipe_files("brew360")
     flags = Flags(gin_files=(str(extra),))
-    run._recipe(files[0], files, flags, tmp_path, 0)
+    stages.recipe_of_stage(files[0], files, flags, tmp_path, 0)
     extra.write_text("RANKD = []\n")
     with pytest.raises(ConfigError, match="RANKD is set but nothing uses it"):
-        run._recipe(files[0], files, flags, tmp_path, 0)
+        stages.recipe_of_stage(files[0], files, flags, tmp_path, 0)
 
 
 @pytest.mark.parametrize(
@@ -145,4 +159,4 @@ def test_the_variants_that_are_shipped_can_be_built(recipe: str, further: str, t
     files = recipe_files(recipe)
     flags = Flags(gin_files=(f"configs/recipe/{further}.gin",))
     for file in files:
-        run._recipe(file, files, flags, tmp_path, 0)
+        stages.recipe_of_stage(file, files, flags, tmp_path, 0)

@@ -227,7 +227,7 @@ def train_batches(
                 expected=f"a log with timestamps, because Feed.times = {feed.times!r}",
                 mend="set Feed.times = 'none', or bring a log with timestamps",
             )
-    _check_whole(examples, feed)
+    check_whole(examples, feed)
     rankings = [feed.teacher.read(e) for e in examples] if feed.teacher else []
     sources = [e.source("train", memory_bytes=int(feed.memory_gib * 2**30)) for e in examples]
     speller = None if tokens is None else _speller(tokens, examples, sources, feed)
@@ -325,7 +325,7 @@ def _has(examples: Examples, name: str) -> bool:
     return any(field.name == name for field in examples.schema("train"))
 
 
-def _check_whole(examples: Sequence[Examples], feed: Feed) -> None:
+def check_whole(examples: Sequence[Examples], feed: Feed) -> None:
     """Raise `ConfigError` when a window is shorter than an example that must not be cut, such as a prompt."""
     for one in examples:
         longest = one.manifest.get("longest_whole", 0)
