@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from recjax.data.ranking_records import Cost, RankingRecords
 from recjax.ranking import fetch, queries_of, run_late
 
 SLOTS = 16384
+Rows = Sequence[int] | ArrayLike
 
 
 class Scores(NamedTuple):
@@ -39,7 +40,7 @@ def label_logits(
     model: Functional,
     params: Params,
     batch: Mapping[str, Any],
-    label_rows: Sequence[int],
+    label_rows: Rows,
     *,
     temperature: float = 1.0,
 ) -> jax.Array:
@@ -59,15 +60,22 @@ def label_logits(
     return logits_of(queries, table, label_rows, temperature)
 
 
-def logits_of(queries: ArrayLike, table: jax.Array, label_rows: Sequence[int], temperature: float) -> jax.Array:
+def logits_of(queries: ArrayLike, table: jax.Array, label_rows: Rows, temperature: float) -> jax.Array:
     """float32 [q, c]: the scores of `queries` [q, d] with some rows of the table, divided by `temperature`."""
     words, _ = take_rows(table, jnp.asarray(label_rows, jnp.int32), by_batch=False)
     queries = jnp.asarray(queries, jnp.float32)
     return jnp.einsum("qd,cd->qc", queries, words.astype(jnp.float32), precision="highest") / temperature
 
 
+@functools.lru_cache(maxsize=2)  # the tasks of a run are many, their shapes of batches few
+def _step(model: Functional, temperature: float, mesh: Mesh | None) -> Callable[..., jax.Array]:
+    """`label_logits` of a model, compiled; `mesh` is the one that is active when it is called."""
+    return jax.jit(lambda params, batch, rows: label_logits(model, params, batch, rows, temperature=temperature))
+
+
 class Scorer:
-    """Scores ranking records with any parameters of one model; compiled once for each shape of batch."""
+    """Scores ranking records with any parameters of one model; compiled once for each shape of batch, whatever the
+    task and its label words."""
 
     def __init__(
         self,
@@ -87,9 +95,7 @@ class Scorer:
         base = model.base
         bound: Any = base.bind(jax.eval_shape(base.init, jax.random.key(0)))
         self._longest: int | None = getattr(bound, "max_length", None)
-        self._step = jax.jit(
-            functools.partial(label_logits, model, label_rows=self.label_rows, temperature=temperature)
-        )
+        self._step = _step(model, temperature, mesh)
 
     def __call__(self, params: Params, records: RankingRecords) -> Scores:
         """Score every candidate.
@@ -103,13 +109,14 @@ class Scorer:
                 expected=f"at most {self._longest} tokens",
                 mend="raise the max_length of the model, or lower the budget of the template",
             )
+        rows = np.array(self.label_rows, np.int32)
         logits = np.full((records.candidates, len(self.label_rows)), np.nan, np.float32)
         cost = Cost()
         parts = int(np.lcm(self.mesh.size_of("batch") if self.mesh else 1, jax.process_count()))
         place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         with self.mesh.activate() if self.mesh else contextlib.nullcontext():
             batches = ranked_batches(records, layout=self.layout, slots=self.slots, parts=parts, **place)
-            for asked, found in run_late(lambda asked: self._step(params, self._placed(asked.batch)), batches):
+            for asked, found in run_late(lambda asked: self._step(params, self._placed(asked.batch), rows), batches):
                 real = asked.candidate >= 0
                 logits[asked.candidate[real]] = fetch(found)[real]
                 cost += asked.cost

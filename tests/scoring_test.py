@@ -99,6 +99,17 @@ def test_three_layouts_equal_candidates_alone(name: str) -> None:
         assert scores.cost.candidates == len(want)
 
 
+def test_tasks_with_other_label_words_share_what_is_compiled() -> None:
+    model, params = model_of("llama")
+    records = make_records(*draw(3))
+    plain = Functional(model._make)
+    traced = []
+    plain.bind = lambda *args: traced.append(args) or model.bind(*args)  # type: ignore[method-assign]
+    found = [Scorer(plain, label_rows=rows)(params, records).logits for rows in (LABELS, LABELS[::-1])]
+    assert len(traced) == 2 + 1  # a look at the positions by either, and one trace
+    np.testing.assert_array_equal(found[0], found[1][:, ::-1])
+
+
 @pytest.mark.parametrize("layout", ["cached", *(pytest.param(n, marks=pytest.mark.heavy) for n in ("shared", "naive"))])
 def test_scores_do_not_depend_on_company_order_or_padding(layout: str) -> None:
     model, params = model_of("llama")

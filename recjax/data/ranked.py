@@ -23,6 +23,10 @@ from recjax.data.record import spans
 
 LAYOUTS = ("cached", "shared", "naive")
 _SHORTEST = 8
+_COMPILED = 4  # batches of work that one more shape of batch is worth: it is traced and compiled for it
+
+
+_Shape = tuple[int, int, int]  # of a prompt, how many candidates, of a candidate
 
 
 class Asked(NamedTuple):
@@ -101,17 +105,32 @@ def _cached(records: RankingRecords, _: str, slots: int, parts: int) -> Iterator
 
 
 def _merged(shapes: np.ndarray, slots: int) -> np.ndarray:
-    """The shapes [n, 3], where one of too few rows to fill a batch gives way to the next that is hardly larger."""
-    shapes = shapes.copy()
-    known, counts = np.unique(shapes, axis=0, return_counts=True)
-    left = {tuple(shape): count for shape, count in zip(known.tolist(), counts.tolist(), strict=True)}
-    for shape in sorted(left, key=_area):
-        holds = [s for s in left if s != shape and all(x >= y for x, y in zip(s, shape, strict=True))]
-        nearest = min(holds, key=_area, default=shape)
-        if holds and left[shape] * _area(shape) < slots and _area(nearest) <= 2 * _area(shape):
-            shapes[(shapes == shape).all(axis=1)] = nearest
-            left[nearest] += left.pop(shape)
-    return shapes
+    """The shapes [n, 3], those together that save less by being apart than a shape of its own costs."""
+    known, which, counts = np.unique(shapes, axis=0, return_inverse=True, return_counts=True)
+    groups = [(shape, [k]) for k, shape in enumerate(map(tuple, known.tolist()))]
+
+    def worth(one: tuple[_Shape, list[int]], other: tuple[_Shape, list[int]]) -> int | None:
+        """Slots that both together waste."""
+        joint = _joint(one[0], other[0])
+        if _area(joint) > max(slots, _area(one[0]), _area(other[0])):
+            return None
+        return sum(int(counts[members].sum()) * (_area(joint) - _area(shape)) for shape, members in (one, other))
+
+    while True:
+        pairs = [(worth(groups[a], groups[b]), a, b) for b in range(len(groups)) for a in range(b)]
+        waste, a, b = min(((w, a, b) for w, a, b in pairs if w is not None), default=(_COMPILED * slots, 0, 0))
+        if waste >= _COMPILED * slots:
+            break
+        one, other = groups[a], groups.pop(b)
+        groups[a] = _joint(one[0], other[0]), one[1] + other[1]
+    for shape, members in groups:
+        known[members] = shape
+    return known[which.reshape(-1)]
+
+
+def _joint(one: _Shape, other: _Shape) -> _Shape:
+    p, m, t = (max(pair) for pair in zip(one, other, strict=True))
+    return p, m, t
 
 
 def _area(shape: Sequence[int]) -> int:
@@ -121,8 +140,8 @@ def _area(shape: Sequence[int]) -> int:
 
 
 def _rows_of(there: int, wanted: int, parts: int) -> int:
-    """Rows of a batch: about as many as `wanted`, no more than `there` are, and a multiple of `parts`."""
-    return -(-max(min(there, wanted), 1) // parts) * parts
+    """Rows of a batch: about as many as `wanted`, not many more than `there` are, and a multiple of `parts`."""
+    return -(-max(min(int(width_of(np.array(there), 1)), wanted), 1) // parts) * parts
 
 
 def _beside(records: RankingRecords, pieces: Pieces, shape: tuple[int, int, int, int]) -> Batch:

@@ -116,6 +116,17 @@ def test_the_same_shapes_come_again() -> None:
         assert len(batches) > len(shapes) and len(shapes) <= 20
 
 
+@pytest.mark.parametrize(("count", "most"), [(20, 1), (100, 3), (3000, 12)])
+def test_a_shape_of_its_own_is_for_those_that_are_many(count: int, most: int) -> None:
+    """Each is compiled, which a few rows are not worth; what their padding costs is bounded."""
+    records, slots = RankingRecords.of(make_columns(2, count, longest=120)), 4096
+    asked = list(ranked_batches(records, layout="cached", slots=slots))
+    shapes = {asked.batch["suffix_ids"].shape[1:] + asked.batch["history_ids"].shape[1:] for asked in asked}
+    assert len(shapes) <= most
+    tokens, taken = (sum(getattr(one.cost, name) for one in asked) for name in ("tokens", "slots"))
+    assert taken < 3 * tokens + 4 * slots * (len(shapes) + 1)
+
+
 def test_a_shared_prompt_is_read_once() -> None:
     """Prompts of 1024 tokens with 32 candidates of 64: eleven times fewer tokens than alone."""
     many = 3
