@@ -66,7 +66,7 @@ def evaluate_run(
             folder = folder_of(recipe, place, split, task.name)
             # processes of one run that do not share a disk could disagree about what stands on it
             if settings and jax.process_count() == 1 and (standing := result_files.load(folder, of=of)):
-                print(f"{folder / METRICS} stands: the same checkpoint, examples and settings")
+                print(f"{folder / METRICS} stands: the same checkpoint, examples and settings", flush=True)
                 found[task.name] = standing
                 continue
             evaluator = run.assembly.evaluator(split, at)
@@ -77,7 +77,16 @@ def evaluate_run(
                 found[task.name] = assess(evaluator, run.params, stated)
             if cluster.is_lead():
                 result_files.save(found[task.name], folder, of=of)
+                where = f"{split}, {task.name}" if len(recipe.mixture.evaluated) > 1 else split
+                print(_line(recipe, found[task.name], where), flush=True)
         return found
+
+
+def _line(recipe: Recipe, result: Result, where: str) -> str:
+    """What the first system came to, in short."""
+    system = next(iter(result.systems.values()))
+    shown = ", ".join(f"{m} {system.values[m]:.4f}" for m in recipe.evaluation.shown() if m in system.values)
+    return f"{where}: {shown} ({system.seconds:.1f} s)"
 
 
 def _identity(run: Trained, settings: str) -> str:
