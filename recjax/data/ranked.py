@@ -105,24 +105,23 @@ def _cached(records: RankingRecords, _: str, slots: int, parts: int) -> Iterator
 
 
 def _merged(shapes: np.ndarray, slots: int) -> np.ndarray:
-    """The shapes [n, 3], those together that save less by being apart than a shape of its own costs."""
+    """The shapes [n, 3], those together whose rows save less by being apart than a shape of its own costs."""
     known, which, counts = np.unique(shapes, axis=0, return_inverse=True, return_counts=True)
     groups = [(shape, [k]) for k, shape in enumerate(map(tuple, known.tolist()))]
 
-    def worth(one: tuple[_Shape, list[int]], other: tuple[_Shape, list[int]]) -> int | None:
-        """Slots that both together waste."""
-        joint = _joint(one[0], other[0])
-        if _area(joint) > max(slots, _area(one[0]), _area(other[0])):
-            return None
-        return sum(int(counts[members].sum()) * (_area(joint) - _area(shape)) for shape, members in (one, other))
+    def waste(a: int, b: int) -> int:
+        """Slots that two groups together take beyond what they take apart; where no batch holds them, too many."""
+        joint = _joint(groups[a][0], groups[b][0])
+        if _area(joint) > max(slots, *(_area(groups[k][0]) for k in (a, b))):
+            return _COMPILED * slots
+        return sum(int(counts[groups[k][1]].sum()) * (_area(joint) - _area(groups[k][0])) for k in (a, b))
 
-    while True:
-        pairs = [(worth(groups[a], groups[b]), a, b) for b in range(len(groups)) for a in range(b)]
-        waste, a, b = min(((w, a, b) for w, a, b in pairs if w is not None), default=(_COMPILED * slots, 0, 0))
-        if waste >= _COMPILED * slots:
+    while len(groups) > 1:
+        least, a, b = min((waste(a, b), a, b) for b in range(len(groups)) for a in range(b))
+        if least >= _COMPILED * slots:
             break
-        one, other = groups[a], groups.pop(b)
-        groups[a] = _joint(one[0], other[0]), one[1] + other[1]
+        shape, members = groups.pop(b)
+        groups[a] = _joint(groups[a][0], shape), groups[a][1] + members
     for shape, members in groups:
         known[members] = shape
     return known[which.reshape(-1)]
