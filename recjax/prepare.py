@@ -7,9 +7,7 @@ their own (`ensure_prepared`), because those with text need TensorFlow and seqio
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pickle
@@ -24,6 +22,7 @@ from recjax import cli
 from recjax.core import errors
 from recjax.core.errors import ConfigError, ExamplesError, RecjaxError
 from recjax.core.flags import Flags, parse_argv, recipe_files
+from recjax.core.lock import held
 from recjax.core.progress import Progress
 from recjax.core.remote import local_cache, shared_cache
 from recjax.data.beam_runner import Runner
@@ -131,7 +130,7 @@ def ensure_prepared(mixture: Mixture, cache: str | os.PathLike[str] | None = Non
     if missing:
         # Of several processes on a machine one starts the other process, which has a lock of its own.
         first = missing[0].path
-        with _locked(first.with_name(f".{first.name}.wait")):
+        with held(first.with_name(f".{first.name}.wait"), wait=True):
             if not all(bring(place) for place in missing):
                 _prepare_elsewhere(mixture, shared_cache(cache) or local_cache(cache))
     return [Examples.open(place.path) for place in places]
@@ -169,7 +168,7 @@ def _prepare_elsewhere(mixture: Mixture, cache: str | Path) -> None:
 
 def _make(task: Task, place: Place, runner: Runner | None) -> None:
     path = place.path
-    with _locked(path.with_name(f".{path.name}.lock")):
+    with held(path.with_name(f".{path.name}.lock"), wait=True):
         if path.exists():
             return
         for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed: nobody else is here
@@ -215,17 +214,6 @@ def _spelt(work: Work) -> Callable[[str], Iterator[RawColumns]]:
     import_quietly()
     converted = seqio_task(work)
     return lambda split: materialise(converted, split)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Wait until no other process holds this lock; the system lets go of it when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        # Some network file systems have no locks.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _columns(words: Sequence[str]) -> dict[str, str]:

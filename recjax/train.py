@@ -28,7 +28,9 @@ from recjax.core.checkpoint import Checkpointer
 from recjax.core.config import Snapshot
 from recjax.core.errors import INTERRUPTED, CheckpointError, ConfigError, TrainingError
 from recjax.core.interruption import Stop, is_sound
+from recjax.core.lock import LOCK, held
 from recjax.core.optim import eval_params, learning_rate
+from recjax.core.remote import is_url
 from recjax.core.state import TrainState
 from recjax.core.warm_start import WarmStart
 from recjax.core.writer import LateMetrics, RunWriter, StepMetrics
@@ -111,12 +113,18 @@ def train(
     `initial` says where the parameters of a fresh run come from, instead of the recipe; `profile` is a range of steps
     to trace into `workdir/profile`; `words` is the command line for the manifest; `devices` are used instead of all.
     Raises `TrainingError` when the loss is not a number, `CheckpointError` when a checkpoint is of another model, or
-    cannot be brought from or to a URL.
+    cannot be brought from or to a URL, or another process trains in this folder.
     """
     assembly = Assembly(recipe, ensure_prepared(recipe.mixture, cache), devices)
     told = {"recipe": recipe.name, "vocabulary": assembly.vocabulary_hash}
     with contextlib.ExitStack() as closing:
         folder = closing.enter_context(mirror.local(workdir, error=CheckpointError, cache=cache))
+        if jax.process_index() == 0 and not is_url(workdir) and not closing.enter_context(held(folder / LOCK)):
+            raise CheckpointError(
+                "another process trains in this folder",
+                where=str(folder),
+                mend="wait until it has ended, or give another --workdir",
+            )
         run = _Run(assembly, folder, profile)
         closing.enter_context(assembly.mesh.activate())
         checkpoints = closing.enter_context(Checkpointer(folder / CHECKPOINTS, recipe.checkpoints, **told))

@@ -19,6 +19,7 @@ import pytest
 
 from recjax.core.checkpoint import Checkpoints
 from recjax.core.errors import CheckpointError, MeshError, TrainingError
+from recjax.core.lock import LOCK, held
 from recjax.core.optim import Optimizer
 from recjax.core.sharding import MeshConfig
 from recjax.core.writer import read_metrics
@@ -146,6 +147,13 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_recipe: Recipe, tmp_path:
     wider = tiny_recipe.model.with_(TransformerConfig(num_layers=2, width=32, num_heads=2), 0.0)
     with pytest.raises(CheckpointError, match="another model"):
         train(dataclasses.replace(recipe, model=wider), tmp_path, devices=one)
+
+
+def test_a_folder_is_trained_in_by_one_process(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """Two would write each other's checkpoints. That one which was killed keeps nobody out, kills of all kinds show."""
+    with held(tmp_path / LOCK), pytest.raises(CheckpointError, match="another process trains in this folder"):
+        train(on(tiny_recipe, "data=1"), tmp_path, devices=jax.devices()[:1])
+    assert not (tmp_path / CHECKPOINTS).exists()
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_last_checkpoint(

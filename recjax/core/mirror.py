@@ -15,7 +15,6 @@ Process 0 copies. Other processes of a run read and write the same folder, so se
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -25,13 +24,13 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import jax
 from jax.experimental import multihost_utils
 
 from recjax.core import saved
 from recjax.core.errors import RecjaxError
+from recjax.core.lock import held
 from recjax.core.remote import LAST, Store, is_url, local_cache, url_of
 
 EVERY = 5.0  # seconds between two looks at what is new
@@ -196,27 +195,17 @@ def _stop(thread: threading.Thread, done: threading.Event) -> None:
 def _place(url: str, error: type[RecjaxError], workdirs: Path) -> Iterator[Path]:
     """The place of a URL in the cache, for this run alone; one of its own where another process works in that."""
     root = workdirs / hashlib.sha256(url.encode()).hexdigest()[:16]
-    root.mkdir(parents=True, exist_ok=True)
     if jax.process_index() > 0:
+        root.mkdir(parents=True, exist_ok=True)
         yield root
         return
-    with open(root / _LOCK, "w") as file:
-        if not _is_locked(file):
+    with held(root / _LOCK) as mine:
+        if not mine:
             if jax.process_count() > 1:
                 raise error("another process works in this workdir", where=url, mend="wait for it, or end it")
             _ELSEWHERE.append(tempfile.TemporaryDirectory(prefix="recjax-workdir-"))
             root = Path(_ELSEWHERE[-1].name)
         yield root
-
-
-def _is_locked(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks
-    return True
 
 
 def _order(name: str) -> tuple[bool, str]:

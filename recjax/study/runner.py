@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import hashlib
 import json
 import re
@@ -25,6 +24,7 @@ from typing import Any
 from recjax.core import config, saved
 from recjax.core.errors import ConfigError
 from recjax.core.flags import Flags
+from recjax.core.lock import LOCK, held
 from recjax.core.writer import METRICS, read_metrics
 from recjax.prepare import ensure_prepared
 from recjax.recipe import Assembly, Recipe
@@ -36,7 +36,7 @@ from recjax.train import CHECKPOINTS, Outcome, train
 from recjax.trained import load
 
 ROOT = "grid.Study"
-_CELLS, _LOCK = "cells", ".lock"
+_CELLS = "cells"
 _WARM_UP = 4  # a run is at least so many times as long as its warm-up
 _BLOCK = re.compile(r"^# Parameters for ", re.MULTILINE)
 _IMPORT = re.compile(r"^((?:from \S+ )?import (?:\S+\.)?(\w+)\n)", re.MULTILINE)
@@ -65,12 +65,9 @@ class Runner:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes out of the folder; raises `ConfigError` when one is at work in it."""
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        with open(self.workdir / _LOCK, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError("another process works on this study", where=str(self.workdir)) from None
+        with held(self.workdir / LOCK) as mine:
+            if not mine:
+                raise ConfigError("another process works on this study", where=str(self.workdir))
             yield
 
     def key(self, cell: Cell) -> str:
