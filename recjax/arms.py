@@ -42,6 +42,11 @@ class Arm:
         return tuple(protocol.get(key) for key in SAME)
 
     @property
+    def task(self) -> str:
+        """What it was evaluated on."""
+        return str(next(iter(self.results.values())).protocol.get("task"))
+
+    @property
     def knows_target_time(self) -> bool:
         """Whether the model is told when the target happens."""
         return bool(next(iter(self.results.values())).protocol.get("target_time_used"))
@@ -70,11 +75,24 @@ class Arm:
 
 
 def groups(arms: Sequence[Arm]) -> list[list[Arm]]:
-    """Arms that may stand in one table, in order of their first."""
+    """Arms that may stand in one table, in order of their first.
+
+    A stage that was asked the same questions as several tasks (with longer and shorter prompts, say) has a table for
+    each of them.
+    """
     found: dict[tuple[Any, ...], list[Arm]] = {}
     for arm in arms:
         found.setdefault(arm.condition, []).append(arm)
-    return list(found.values())
+    out: list[list[Arm]] = []
+    for same in found.values():
+        if len({arm.name for arm in same}) == len(same):
+            out.append(same)
+        else:
+            by_task: dict[str, list[Arm]] = {}
+            for arm in same:
+                by_task.setdefault(arm.task, []).append(arm)
+            out += by_task.values()
+    return out
 
 
 def compare_arms(arms: Sequence[Arm], *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -114,8 +132,11 @@ def compare_arms(arms: Sequence[Arm], *, samples: int = 1000, seed: int = 0) -> 
             row["hard"].setdefault(task, {})[group] = part
         rows[arm.name] = row
     shown = {task: list(part.shown) for task, part in one.hard.items()}
-    task = str(one.protocol.get("task"))
-    known = {"task": task, "target_time_used": first.knows_target_time, "metrics": one.protocol.get("metrics", [])}
+    known = {
+        "task": first.task,
+        "target_time_used": first.knows_target_time,
+        "metrics": one.protocol.get("metrics", []),
+    }
     return {**known, "first": first.name, "shown": shown, "arms": rows}
 
 

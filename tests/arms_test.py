@@ -72,6 +72,19 @@ def test_an_arm_may_name_the_one_it_is_compared_with() -> None:
         compare_arms([one, dataclasses.replace(three, against="z")])
 
 
+def test_tasks_that_ask_the_same_have_a_table_each() -> None:
+    """One stage told more and less of a history, against another one: neither task takes the place of the other."""
+    rng = np.random.default_rng(0)
+    arms = [arm(n, result(rng.integers(0, 30, 40).tolist(), task=t)) for n in ("a", "b") for t in ("long", "short")]
+    found = [compare_arms(group) for group in groups(arms)]
+    assert [one["task"] for one in found] == ["long", "short"]
+    for number, one in enumerate(found):
+        want = {a.name: a.seed_values("ndcg@10")[0] for a in arms[number::2]}
+        assert {name: row["values"]["ndcg@10"] for name, row in one["arms"].items()} == want
+    single = [arm("a", result([1, 2, 3], task="x")), arm("b", result([1, 2, 3], task="y"))]
+    assert groups(single) == [single]
+
+
 def test_answers_to_one_query_are_resampled_together() -> None:
     rng = np.random.default_rng(1)
     few = [result(rng.integers(0, 12, 40).tolist()) for _ in range(2)]
