@@ -16,7 +16,6 @@ from recjax.core.flags import Flags, find_file
 from recjax.data.pipeline import Feed, check_whole
 from recjax.prepare import ensure_prepared
 from recjax.recipe import Recipe
-from recjax.tasks.mixtures import Mixture
 
 
 def check_stages(files: Sequence[Path], flags: Flags, folder: Path, seed: int, cache: Path | None) -> None:
@@ -26,15 +25,11 @@ def check_stages(files: Sequence[Path], flags: Flags, folder: Path, seed: int, c
     long for it, is told before hours are spent on the others.
     """
     recipes = [recipe_of_stage(file, files, flags, folder, seed)[0] for file in files]
-    seen: list[Mixture] = []
     for recipe in recipes:
         if str(folder) in repr(recipe.mixture):
             continue
-        if recipe.mixture not in seen:
-            seen.append(recipe.mixture)
-            ensure_prepared(recipe.mixture, cache)
+        examples = ensure_prepared(recipe.mixture, cache)
         if isinstance(recipe.feed, Feed):
-            examples = ensure_prepared(recipe.mixture, cache)
             check_whole(examples[: len(recipe.mixture.tasks)], recipe.feed)
 
 
